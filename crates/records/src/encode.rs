@@ -1,0 +1,1 @@
+//! Encoders: records to bytes.
