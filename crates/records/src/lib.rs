@@ -4,6 +4,7 @@
 //! [`encode`] walks the record's table and writes DataWay points (protobuf or line protocol) or JSON lines.
 //! No I/O, no clock, no kernel, no cluster: everything here is a pure function of its arguments.
 
+pub mod column;
 pub mod encode;
 pub mod netflow;
 mod types;

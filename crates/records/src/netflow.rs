@@ -1,6 +1,10 @@
 //! `netflow`: connection statistics of one interval, one row per process and pair of ends.
 
+mod table;
+
 use std::net::IpAddr;
+
+pub use table::{CATEGORY, COLUMNS, MEASUREMENT};
 
 use crate::{Direction, Endpoint, Family, K8sEndpoint, Str, Transport};
 

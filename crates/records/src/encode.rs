@@ -1,1 +1,0 @@
-//! Encoders: records to bytes.

@@ -1,0 +1,145 @@
+//! Encoders: records to bytes.
+//!
+//! Entry: [`PointEncoder`] holds everything that is the same for all rows of one agent (global tags, key bytes) and
+//! appends one row per call; [`BodyBuilder`] cuts a run of rows into request bodies of bounded size.
+//!
+//! Data flow: the column table of the measurement ([`crate::netflow::COLUMNS`]) and the checked global tags ([`check`])
+//! become one plan per row shape ([`plan`]); a format module walks the plan. Rows of one shape (transport, direction,
+//! which ends have Kubernetes names, ...) differ only in their values, so all that is constant is encoded once.
+
+mod body;
+pub mod check;
+mod json;
+mod line;
+mod plan;
+mod protobuf;
+mod table;
+mod text;
+
+use std::sync::OnceLock;
+
+pub use body::{Body, BodyBuilder, DEFAULT_BODY_LIMIT};
+pub use check::{Adjustment, AdjustmentKind};
+use plan::{Plan, Shape};
+pub use table::table_header;
+
+use crate::{Globals, Netflow, column::Role};
+
+/// Wire form of a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// DataWay protobuf points (`PBPoints`); entries may simply follow one another.
+    Protobuf,
+    /// InfluxDB line protocol, one line per point.
+    LineProtocol,
+    /// One flat JSON object per line.
+    Json,
+    /// One readable row per line for terminals; print [`table_header`] first.
+    Table,
+}
+
+/// What an encoder may add to the documented columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// Also write the undocumented keys that the existing collector writes (`client_*`, `server_*`, `netns`, ...), for
+    /// dashboards that depend on them. Not used by [`Format::Table`].
+    pub compat_keys: bool,
+}
+
+/// A point that no body can carry; count it as lost with reason `too_large`. The buffer is as it was before the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a {measurement} point has {bytes} bytes of {part}, the limit is {limit}; shorten the extra tags")]
+pub struct PointTooLarge {
+    /// Measurement of the point.
+    pub measurement: &'static str,
+    /// What was too large: `body` or `series key`.
+    pub part: &'static str,
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// The largest size in bytes that is accepted.
+    pub limit: usize,
+}
+
+/// Turns rows of one agent into bytes of one [`Format`]. Build one per set of global tags and keep it: construction
+/// encodes all constant parts, `encode_into` allocates nothing beyond the growth of the caller's buffer.
+#[derive(Debug)]
+pub struct PointEncoder {
+    format: Format,
+    options: EncodeOptions,
+    globals: Vec<(String, String)>,
+    adjustments: Vec<Adjustment>,
+    plans: [OnceLock<Plan>; Shape::COUNT],
+}
+
+// === impl Format ===
+
+impl Format {
+    /// Value of the `Content-Type` header for a body of this format.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Protobuf => "application/protobuf; proto=com.guance.Point",
+            Self::LineProtocol => "application/line-protocol",
+            Self::Json => "application/x-ndjson",
+            Self::Table => "text/plain; charset=utf-8",
+        }
+    }
+}
+
+// === impl PointEncoder ===
+
+impl PointEncoder {
+    /// Checks the global tags (see [`check`]) and prepares an encoder. What had to be changed is in
+    /// [`Self::adjustments`]; log it once.
+    #[must_use]
+    pub fn new(format: Format, globals: &Globals, options: EncodeOptions) -> Self {
+        let reserved = |key: &str| {
+            plan::columns(format, options).any(|column| column.name == key && !column.is_default())
+                || (format == Format::Json && json::RESERVED.contains(&key))
+        };
+        let tags = plan::columns(format, options)
+            .filter(|column| column.role == Role::Tag)
+            .count();
+        let (globals, adjustments) = check::clean_globals(globals, reserved, tags);
+        Self {
+            format,
+            options,
+            globals,
+            adjustments,
+            plans: [const { OnceLock::new() }; Shape::COUNT],
+        }
+    }
+
+    /// The format given to [`Self::new`].
+    #[must_use]
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What the point checks changed in the global tags.
+    #[must_use]
+    pub fn adjustments(&self) -> &[Adjustment] {
+        &self.adjustments
+    }
+
+    /// Appends one row to `out`.
+    ///
+    /// # Errors
+    /// [`PointTooLarge`] when the format cannot carry the row (line protocol: series key over 65,535 bytes); `out` is
+    /// unchanged then.
+    pub fn encode_into(&self, row: &Netflow, out: &mut Vec<u8>) -> Result<(), PointTooLarge> {
+        if self.format == Format::Table {
+            table::encode(row, out);
+            return Ok(());
+        }
+        let shape = Shape::of(row);
+        let plan = self.plans[shape.index()].get_or_init(|| Plan::new(self.format, shape, &self.globals, self.options));
+        match self.format {
+            Format::Protobuf => protobuf::encode(plan, row, out),
+            Format::LineProtocol => return line::encode(plan, row, out),
+            Format::Json => json::encode(plan, row, out),
+            Format::Table => {}
+        }
+        Ok(())
+    }
+}

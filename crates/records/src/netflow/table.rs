@@ -1,0 +1,315 @@
+//! The output table of `netflow`.
+
+use crate::column::{Cell, Column, Counter, K8sKey, Output, Side, Unit};
+
+/// Measurement name on the wire.
+pub const MEASUREMENT: &str = "netflow";
+
+/// DataWay category, the last segment of `/v1/write/<category>`.
+pub const CATEGORY: &str = "network";
+
+/// All columns of `netflow`. Global tags (`host` and the user's) come on top of these.
+pub const COLUMNS: &[Column] = &[
+    Column::tag("source", Cell::Fixed(MEASUREMENT), "Fixed value: `netflow`."),
+    Column::tag(
+        "direction",
+        Cell::Direction,
+        "Who started the connection, seen from the source: `incoming` or `outgoing`.",
+    ),
+    Column::tag(
+        "family",
+        Cell::Family,
+        "Network layer protocol: `IPv4` or `IPv6`; v4-mapped addresses count as IPv4.",
+    ),
+    Column::tag(
+        "transport",
+        Cell::Transport,
+        "Transport layer protocol: `tcp` or `udp`.",
+    ),
+    Column::tag("pid", Cell::Pid, "Process id of the local end; `0` when unknown."),
+    Column::tag(
+        "process_name",
+        Cell::ProcessName,
+        "Process name of the local end; empty when unknown.",
+    ),
+    Column::tag(
+        "src_ip",
+        Cell::Ip(Side::Local),
+        "Source address: always the end on this host.",
+    ),
+    Column::tag(
+        "src_port",
+        Cell::Port(Side::Local),
+        "Source port; `*` where ephemeral ports are folded.",
+    ),
+    Column::tag(
+        "src_ip_type",
+        Cell::IpType(Side::Local),
+        "Source address class: `private`, `multicast`, `loopback` or `other`.",
+    ),
+    Column::tag(
+        "dst_ip",
+        Cell::Ip(Side::Remote),
+        "Destination address: always the other end.",
+    ),
+    Column::tag(
+        "dst_port",
+        Cell::Port(Side::Remote),
+        "Destination port; `*` where ephemeral ports are folded.",
+    ),
+    Column::tag(
+        "dst_ip_type",
+        Cell::IpType(Side::Remote),
+        "Destination address class: `private`, `multicast`, `loopback` or `other`.",
+    ),
+    Column::tag(
+        "dst_domain",
+        Cell::Domain,
+        "Domain that was resolved to the destination; empty when unknown.",
+    ),
+    Column::tag(
+        "dst_nat_ip",
+        Cell::NatIp,
+        "Destination address after DNAT; `N/A` when there is none.",
+    ),
+    Column::tag(
+        "dst_nat_port",
+        Cell::NatPort,
+        "Destination port after DNAT; `N/A` when there is none.",
+    ),
+    Column::tag(
+        "sub_source",
+        Cell::SubSource,
+        "`K8s` when an end has Kubernetes names, else `N/A`.",
+    ),
+    Column::tag(
+        "src_k8s_namespace",
+        Cell::K8s(Side::Local, K8sKey::Namespace),
+        "Source namespace.",
+    ),
+    Column::tag("src_k8s_pod_name", Cell::K8s(Side::Local, K8sKey::Pod), "Source pod."),
+    Column::tag(
+        "src_k8s_service_name",
+        Cell::K8s(Side::Local, K8sKey::Service),
+        "Source service.",
+    ),
+    Column::tag(
+        "src_k8s_deployment_name",
+        Cell::K8s(Side::Local, K8sKey::Workload),
+        "Source workload.",
+    ),
+    Column::tag(
+        "dst_k8s_namespace",
+        Cell::K8s(Side::Remote, K8sKey::Namespace),
+        "Destination namespace.",
+    ),
+    Column::tag(
+        "dst_k8s_pod_name",
+        Cell::K8s(Side::Remote, K8sKey::Pod),
+        "Destination pod.",
+    ),
+    Column::tag(
+        "dst_k8s_service_name",
+        Cell::K8s(Side::Remote, K8sKey::Service),
+        "Destination service.",
+    ),
+    Column::tag(
+        "dst_k8s_deployment_name",
+        Cell::K8s(Side::Remote, K8sKey::Workload),
+        "Destination workload.",
+    ),
+    Column::field(
+        "bytes_read",
+        Unit::Bytes,
+        Cell::Counter(Counter::BytesRead),
+        "Payload bytes read in the interval.",
+    ),
+    Column::field(
+        "bytes_written",
+        Unit::Bytes,
+        Cell::Counter(Counter::BytesWritten),
+        "Payload bytes written in the interval.",
+    ),
+    Column::field(
+        "retransmits",
+        Unit::Count,
+        Cell::TcpCounter(Counter::Retransmits),
+        "Segments retransmitted in the interval. TCP only.",
+    ),
+    Column::field(
+        "rtt",
+        Unit::Microseconds,
+        Cell::TcpCounter(Counter::Rtt),
+        "Smoothed round-trip time, mean over the row's connections. TCP only.",
+    ),
+    Column::field(
+        "rtt_var",
+        Unit::Microseconds,
+        Cell::TcpCounter(Counter::RttVar),
+        "Mean deviation of the round-trip time, mean over the row's connections. TCP only.",
+    ),
+    Column::field(
+        "tcp_closed",
+        Unit::Count,
+        Cell::TcpCounter(Counter::TcpClosed),
+        "Connections closed in the interval. TCP only.",
+    ),
+    Column::field(
+        "tcp_established",
+        Unit::Count,
+        Cell::TcpCounter(Counter::TcpEstablished),
+        "Connections established in the interval. TCP only.",
+    ),
+    // Our own additions, not known to DataWay.
+    Column::field(
+        "datagrams_read",
+        Unit::Count,
+        Cell::UdpCounter(Counter::DatagramsRead),
+        "Datagrams received in the interval. UDP only.",
+    )
+    .only(Output::JsonOnly),
+    Column::field(
+        "datagrams_written",
+        Unit::Count,
+        Cell::UdpCounter(Counter::DatagramsWritten),
+        "Datagrams sent in the interval. UDP only.",
+    )
+    .only(Output::JsonOnly),
+    // What the existing collector writes beyond its documentation.
+    compat(
+        "service",
+        Cell::Default("ebpf"),
+        "`ebpf`, or the global tag of that name.",
+    ),
+    compat("netns", Cell::Netns, "Inode number of the socket's network namespace."),
+    compat(
+        "conn_side",
+        Cell::ConnSide,
+        "Role of the local end: `client` or `server`.",
+    ),
+    compat(
+        "client_ip",
+        Cell::Ip(Side::Client),
+        "Address of the end that started the connection.",
+    ),
+    compat("client_port", Cell::Port(Side::Client), "Port of the client."),
+    compat(
+        "client_ip_type",
+        Cell::IpType(Side::Client),
+        "Address class of the client.",
+    ),
+    compat(
+        "server_ip",
+        Cell::Ip(Side::Server),
+        "Address of the end that was connected to.",
+    ),
+    compat("server_port", Cell::Port(Side::Server), "Port of the server."),
+    compat(
+        "server_ip_type",
+        Cell::IpType(Side::Server),
+        "Address class of the server.",
+    ),
+    compat(
+        "server_domain",
+        Cell::ServerDomain,
+        "Domain of the server; empty when the server is the local end.",
+    ),
+    compat(
+        "src_k8s_workload_name",
+        Cell::K8s(Side::Local, K8sKey::Workload),
+        "Source workload.",
+    ),
+    compat(
+        "src_k8s_workload_type",
+        Cell::K8s(Side::Local, K8sKey::WorkloadType),
+        "Kind of the source workload.",
+    ),
+    compat(
+        "dst_k8s_workload_name",
+        Cell::K8s(Side::Remote, K8sKey::Workload),
+        "Destination workload.",
+    ),
+    compat(
+        "dst_k8s_workload_type",
+        Cell::K8s(Side::Remote, K8sKey::WorkloadType),
+        "Kind of the destination workload.",
+    ),
+    compat(
+        "client_k8s_namespace",
+        Cell::K8s(Side::Client, K8sKey::Namespace),
+        "Client namespace.",
+    ),
+    compat(
+        "client_k8s_pod_name",
+        Cell::K8s(Side::Client, K8sKey::Pod),
+        "Client pod.",
+    ),
+    compat(
+        "client_k8s_service_name",
+        Cell::K8s(Side::Client, K8sKey::Service),
+        "Client service.",
+    ),
+    compat(
+        "client_k8s_deployment_name",
+        Cell::K8s(Side::Client, K8sKey::Workload),
+        "Client workload.",
+    ),
+    compat(
+        "client_k8s_workload_name",
+        Cell::K8s(Side::Client, K8sKey::Workload),
+        "Client workload.",
+    ),
+    compat(
+        "client_k8s_workload_type",
+        Cell::K8s(Side::Client, K8sKey::WorkloadType),
+        "Kind of the client workload.",
+    ),
+    compat(
+        "server_k8s_namespace",
+        Cell::K8s(Side::Server, K8sKey::Namespace),
+        "Server namespace.",
+    ),
+    compat(
+        "server_k8s_pod_name",
+        Cell::K8s(Side::Server, K8sKey::Pod),
+        "Server pod.",
+    ),
+    compat(
+        "server_k8s_service_name",
+        Cell::K8s(Side::Server, K8sKey::Service),
+        "Server service.",
+    ),
+    compat(
+        "server_k8s_deployment_name",
+        Cell::K8s(Side::Server, K8sKey::Workload),
+        "Server workload.",
+    ),
+    compat(
+        "server_k8s_workload_name",
+        Cell::K8s(Side::Server, K8sKey::Workload),
+        "Server workload.",
+    ),
+    compat(
+        "server_k8s_workload_type",
+        Cell::K8s(Side::Server, K8sKey::WorkloadType),
+        "Kind of the server workload.",
+    ),
+    Column::field(
+        "client_sent",
+        Unit::Bytes,
+        Cell::ClientSent,
+        "Payload bytes the client sent in the interval.",
+    )
+    .only(Output::Compat),
+    Column::field(
+        "server_sent",
+        Unit::Bytes,
+        Cell::ServerSent,
+        "Payload bytes the server sent in the interval.",
+    )
+    .only(Output::Compat),
+];
+
+const fn compat(name: &'static str, cell: Cell, doc: &'static str) -> Column {
+    Column::tag(name, cell, doc).only(Output::Compat)
+}
