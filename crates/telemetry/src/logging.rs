@@ -67,17 +67,18 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
         level: level.to_owned(),
         reason,
     };
-    if level.trim().is_empty() {
-        return Err(refuse("it is empty".into()));
-    }
-    for directive in level.split(',').map(str::trim) {
+    let directives: Vec<&str> = level.split(',').map(str::trim).collect();
+    for directive in &directives {
+        if directive.is_empty() {
+            return Err(refuse("a part of it is empty".into()));
+        }
         // The filter takes a bare word for a target and would silence everything else: a misspelt level must not.
         let is_bare_word = !directive.contains(['=', ':', '[']);
         if is_bare_word && directive.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
             return Err(refuse(format!("`{directive}` is no level")));
         }
     }
-    EnvFilter::try_new(level).map_err(|error| refuse(error.to_string()))
+    EnvFilter::try_new(directives.join(",")).map_err(|error| refuse(error.to_string()))
 }
 
 fn is_terminal() -> bool {
