@@ -7,6 +7,8 @@
 //! One encoder and one decoder live as long as their stream. The schema is `proto/ebpfcollector/v1/collector.proto`.
 
 pub mod codec;
+pub mod convert;
+pub mod limits;
 
 /// Generated from `ebpfcollector/v1/collector.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
