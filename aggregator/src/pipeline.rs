@@ -62,4 +62,10 @@ pub trait Accept: Send + Sync + 'static {
     /// # Errors
     /// [`AcceptError`]: the caller keeps the batch and retries.
     async fn accept(&self, delivery: Delivery) -> Result<Accepted, AcceptError>;
+
+    /// Highest sequence number of this agent start up to which every batch is safe, 0 if nothing is known. Lets a sender
+    /// that reconnects drop what arrived although the acknowledgement did not; 0 is always a correct answer.
+    async fn last_contiguous(&self, _node: &str, _boot_id: u64) -> u64 {
+        0
+    }
 }
