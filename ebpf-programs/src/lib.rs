@@ -1,1 +1,8 @@
-#![cfg_attr(target_arch = "bpf", no_std)]
+//! Kernel programs' logic that needs no kernel: pure functions, tested on the host.
+//!
+//! The programs themselves are thin shells in `src/bin/<plugin>/`; one object per plugin. They read kernel memory at the
+//! offsets the loader resolved, call the functions here, and write maps.
+
+#![no_std]
+
+pub mod net;

@@ -1,0 +1,73 @@
+//! Maps and read-only data of the object. Sizes are defaults; the loader overrides them from the options.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use ebpf_common::net::{
+    Adopt, Conn, FlowKey, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey, UdpLast, stat,
+};
+
+/// Kernel member offsets; filled before load, constant for the verifier.
+#[unsafe(no_mangle)]
+static OFFSETS: NetOffsets = NetOffsets::UNKNOWN;
+
+/// Open TCP connection ends by `struct sock` address.
+#[map]
+pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(262_144, 0);
+/// Closed connections by flow, written while `active` is 0.
+#[map]
+pub(crate) static TCP_AGG_0: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(32_768, 0);
+/// Closed connections by flow, written while `active` is 1.
+#[map]
+pub(crate) static TCP_AGG_1: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(32_768, 0);
+/// Datagrams by socket and peer, written while `active` is 0.
+#[map]
+pub(crate) static UDP_AGG_0: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(32_768, 0);
+/// Datagrams by socket and peer, written while `active` is 1.
+#[map]
+pub(crate) static UDP_AGG_1: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(32_768, 0);
+/// Creator of each UDP socket by cookie. An evicted entry costs a name, never a count.
+#[map]
+pub(crate) static SOCK_OWNERS: LruHashMap<u64, SockOwner> = LruHashMap::with_max_entries(16_384, 0);
+/// Events for user space.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// Settings.
+#[map]
+pub(crate) static CONFIG: Array<NetConfig> = Array::with_max_entries(1, 0);
+/// Counters, see `ebpf_common::net::stat`.
+#[map]
+pub(crate) static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
+/// Argument and result of `tcp_sample`.
+#[map]
+pub(crate) static SAMPLES: Array<SampleBlock> = Array::with_max_entries(1, 0);
+/// Argument and result of `adopt_socket`.
+#[map]
+pub(crate) static ADOPT: Array<Adopt> = Array::with_max_entries(1, 0);
+/// Last delivered datagram per CPU.
+#[map]
+pub(crate) static UDP_LAST: PerCpuArray<UdpLast> = PerCpuArray::with_max_entries(1, 0);
+
+/// The offsets; volatile so that the compiler does not fold the placeholder in.
+#[inline(always)]
+pub(crate) fn offsets() -> &'static NetOffsets {
+    // SAFETY: points at the object's read-only data; black_box only hides its initial value.
+    unsafe { &*core::hint::black_box(&raw const OFFSETS) }
+}
+
+/// The settings.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static NetConfig> {
+    CONFIG.get(0)
+}
+
+/// Adds to a per-CPU counter.
+#[inline(always)]
+pub(crate) fn count(index: u32, n: u64) {
+    if let Some(value) = STATS.get_ptr_mut(index) {
+        // SAFETY: the pointer is valid for this run; the slot belongs to this CPU. A softirq may interrupt between load
+        // and store, so the addition is atomic.
+        unsafe { crate::kernel::atomic_add(value, n) };
+    }
+}

@@ -1,0 +1,493 @@
+//! TCP connection ends: opened, accepted, sampled, closed. No hook in the send or receive path.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::bpf_ktime_get_ns,
+    macros::{kretprobe, raw_tracepoint},
+    maps::HashMap,
+    programs::{RawTracePointContext, RetProbeContext},
+};
+use ebpf_common::net::{
+    Conn, EVENT_VERSION, EventHead, FlowKey, NetConfig, SAMPLES_PER_RUN, Sample, TcpAgg, TcpCloseEvent, TcpCounters,
+    TcpSpillEvent, Tuple, direction, event, sample, stat,
+};
+use ebpf_programs::net::{fold_ports, guess_direction, is_loopback, is_v4, state};
+
+use crate::{
+    kernel::{atomic_add, current_process, owned_by_current, read, read_counters, read_tuple, sock_of_fd},
+    maps::{ADOPT, CONNS, EVENTS, SAMPLES, TCP_AGG_0, TCP_AGG_1, config, count, offsets},
+};
+
+const IPPROTO_TCP: u16 = 6;
+const BPF_RB_AVAIL_DATA: u64 = 0;
+
+/// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    let (old, new) = (old as u32, new as u32);
+    let Some(config) = config() else { return 0 };
+    match new {
+        state::SYN_SENT => connecting(sk, config),
+        state::ESTABLISHED => established(sk, old, config),
+        state::FIN_WAIT1 | state::LAST_ACK => closing(sk, old, config),
+        state::CLOSE => closed(sk, old, config),
+        _ => {}
+    }
+    0
+}
+
+/// Return of `inet_csk_accept`: the accepted socket, in the accepting process. Sees io_uring too.
+#[kretprobe]
+pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
+    let sk: u64 = ctx.ret();
+    if sk != 0 {
+        accepted(sk);
+    }
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`: the way to see accept where kernel functions cannot be probed.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn accept_syscall(ctx: RawTracePointContext) -> i32 {
+    let ret: i64 = ctx.arg(1);
+    if ret < 0 || ret > i32::MAX as i64 {
+        return 0;
+    }
+    let regs: u64 = ctx.arg(0);
+    let off = offsets();
+    // The syscall number is an int on arm64 and a long on x86-64; both are little-endian.
+    let nr: u32 = read(regs, off.syscall_nr);
+    if nr == off.nr_accept || nr == off.nr_accept4 {
+        let sk = sock_of_fd(ret as u32);
+        if sk != 0 {
+            accepted(sk);
+        }
+    }
+    0
+}
+
+/// Run by user space: reads the counters of up to [`SAMPLES_PER_RUN`] open connections.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn tcp_sample(_ctx: RawTracePointContext) -> i32 {
+    let Some(block) = SAMPLES.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the map value is valid for this run and only this program and its one caller touch it.
+    let block = unsafe { &mut *block };
+    let count = block.count as usize;
+    for i in 0..SAMPLES_PER_RUN {
+        if i >= count {
+            break;
+        }
+        if let Some(one) = block.samples.get_mut(i) {
+            sample_one(one);
+        }
+    }
+    0
+}
+
+/// Run by user space: looks at the socket behind one of its own descriptors and adopts it if it is an open connection.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
+    let Some(adopt) = ADOPT.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as in `tcp_sample`.
+    let adopt = unsafe { &mut *adopt };
+    adopt.found = 0;
+    adopt.id = 0;
+    let sk = sock_of_fd(adopt.fd);
+    if sk == 0 || !read_tuple(sk, &mut adopt.tuple) {
+        return 0;
+    }
+    let off = offsets();
+    let state = read::<u8>(sk, off.state) as u32;
+    let protocol: u16 = read(sk, off.protocol);
+    adopt.sk = sk;
+    adopt.state = state;
+    adopt.protocol = protocol as u32;
+    adopt.found = 1;
+    let open = matches!(
+        state,
+        state::ESTABLISHED | state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING
+    );
+    if protocol != IPPROTO_TCP || !open {
+        return 0;
+    }
+    let Some(config) = config() else { return 0 };
+    if excluded(&adopt.tuple, config) {
+        return 0;
+    }
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map value; the owner fields are written in process context of the owner only.
+        let conn = unsafe { &mut *conn };
+        if conn.owner_pid == 0 {
+            conn.owner_pid = adopt.pid;
+            conn.owner_comm = adopt.comm;
+        }
+        adopt.id = conn.id;
+        return 0;
+    }
+    let counters = read_counters(sk, state);
+    let now = now();
+    let conn = Conn {
+        id: now,
+        established_ns: now,
+        base_read: counters.read,
+        base_written: counters.written,
+        base_retransmits: counters.retransmits,
+        owner_pid: adopt.pid,
+        owner_comm: adopt.comm,
+        direction: direction::UNKNOWN,
+        adopted: 1,
+        ..EMPTY
+    };
+    if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
+        adopt.id = now;
+    }
+    0
+}
+
+const EMPTY: Conn = Conn {
+    id: 0,
+    established_ns: 0,
+    base_read: 0,
+    base_written: 0,
+    base_retransmits: 0,
+    slot: 0,
+    closing: 0,
+    owner_pid: 0,
+    closer_pid: 0,
+    owner_comm: [0; 16],
+    closer_comm: [0; 16],
+    direction: 0,
+    adopted: 0,
+    _pad: [0; 6],
+};
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// True if the configuration leaves these ends out.
+#[inline(always)]
+fn excluded(tuple: &Tuple, config: &NetConfig) -> bool {
+    (config.loopback == 0 && (is_loopback(&tuple.remote) || is_loopback(&tuple.local)))
+        || (config.ipv6_disabled != 0 && !is_v4(&tuple.remote))
+}
+
+/// CLOSE to SYN_SENT, in the connecting process.
+#[inline(always)]
+fn connecting(sk: u64, config: &NetConfig) {
+    let mut tuple = Tuple::default();
+    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
+        return;
+    }
+    let (owner_pid, owner_comm) = current_process();
+    insert(sk, &Conn { id: now(), owner_pid, owner_comm, direction: direction::OUTGOING, ..EMPTY });
+}
+
+/// The handshake completed, in softirq.
+#[inline(always)]
+fn established(sk: u64, old: u32, config: &NetConfig) {
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map value; this state change happens once per connection.
+        unsafe { (*conn).established_ns = now() };
+    } else if old == state::SYN_RECV {
+        incoming(sk, config);
+    }
+}
+
+/// A connection that a listener took: out of SYN_RECV.
+#[inline(always)]
+fn incoming(sk: u64, config: &NetConfig) {
+    let mut tuple = Tuple::default();
+    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
+        return;
+    }
+    let now = now();
+    insert(sk, &Conn { id: now, established_ns: now, direction: direction::INCOMING, ..EMPTY });
+}
+
+#[inline(always)]
+fn insert(sk: u64, conn: &Conn) {
+    if CONNS.insert(sk, conn, BPF_ANY as u64).is_err() {
+        count(stat::TCP_CONN_MAP_FULL, 1);
+    }
+}
+
+/// Accept returned this socket to the current process.
+#[inline(always)]
+fn accepted(sk: u64) {
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        let (pid, comm) = current_process();
+        // SAFETY: a live map value; accept happens once per connection.
+        unsafe {
+            (*conn).owner_comm = comm;
+            (*conn).owner_pid = pid;
+        }
+    }
+}
+
+/// The local end starts to close (`close`, `shutdown`, exit), in the process that does it.
+#[inline(always)]
+fn closing(sk: u64, old: u32, config: &NetConfig) {
+    if CONNS.get_ptr_mut(sk).is_none() && old == state::SYN_RECV {
+        // Fast open: served and closed before the handshake completed.
+        incoming(sk, config);
+    }
+    note_closer(sk);
+}
+
+#[inline(always)]
+fn note_closer(sk: u64) {
+    if !owned_by_current(sk) {
+        return;
+    }
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        let (pid, comm) = current_process();
+        // SAFETY: a live map value, and the socket lock is held.
+        unsafe {
+            (*conn).closer_comm = comm;
+            (*conn).closer_pid = pid;
+        }
+    }
+}
+
+#[inline(always)]
+fn closed(sk: u64, old: u32, config: &NetConfig) {
+    if old == state::CLOSE || old == state::LISTEN || old == state::NEW_SYN_RECV {
+        return;
+    }
+    let mut key = FlowKey::default();
+    let (counters, comm, established, id, slot, adopted);
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // A close with unread data or an abort goes straight to CLOSE, in the process; a reset in softirq does not.
+        if old == state::ESTABLISHED || old == state::CLOSE_WAIT {
+            note_closer(sk);
+        }
+        // SAFETY: a live map value: only this state change removes it.
+        let conn = unsafe { &mut *conn };
+        // Pairs with `sample_one`: whoever comes second sees the other's mark.
+        // SAFETY: aligned field of a live map value.
+        unsafe { atomic_add(&raw mut conn.closing, 1) };
+        // SAFETY: as above; volatile so that it is read after the mark was set.
+        slot = unsafe { core::ptr::read_volatile(&raw const conn.slot) };
+        count(stat::TCP_ENTERED, 1);
+        if conn.established_ns == 0 {
+            count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
+            let _ = CONNS.remove(sk);
+            return;
+        }
+        key.direction = conn.direction;
+        if conn.closer_pid != 0 {
+            key.pid = conn.closer_pid;
+            comm = conn.closer_comm;
+        } else {
+            key.pid = conn.owner_pid;
+            comm = conn.owner_comm;
+        }
+        established = 1 - (conn.adopted & 1) as u64;
+        adopted = conn.adopted as u32;
+        id = conn.id;
+        let mut now = read_counters(sk, old);
+        subtract_base(&mut now, conn);
+        counters = now;
+        let _ = CONNS.remove(sk);
+        read_tuple(sk, &mut key.tuple);
+    } else {
+        if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
+            return;
+        }
+        count(stat::TCP_ENTERED, 1);
+        if let Some(reason) = skip_reason(&key.tuple, old, config) {
+            count(reason, 1);
+            return;
+        }
+        // Not tracked (map full, or a nested interrupt): still counted whole, from the socket itself.
+        if owned_by_current(sk) {
+            let (pid, name) = current_process();
+            key.pid = pid;
+            comm = name;
+        } else {
+            comm = [0; 16];
+        }
+        established = 1;
+        adopted = 0;
+        id = 0;
+        slot = 0;
+        counters = read_counters(sk, old);
+    }
+    if key.direction == direction::UNKNOWN {
+        key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
+    }
+    if slot != 0 {
+        send_close(&key, &counters, &comm, id, slot, adopted, config);
+    } else {
+        fold_ports(&mut key, config.ephemeral_port);
+        aggregate(&key, &counters, comm, established, config);
+    }
+}
+
+#[inline(always)]
+fn skip_reason(tuple: &Tuple, old: u32, config: &NetConfig) -> Option<u32> {
+    if config.loopback == 0 && (is_loopback(&tuple.remote) || is_loopback(&tuple.local)) {
+        return Some(stat::TCP_SKIP_LOOPBACK);
+    }
+    if config.ipv6_disabled != 0 && !is_v4(&tuple.remote) {
+        return Some(stat::TCP_SKIP_IPV6);
+    }
+    if old == state::SYN_SENT || old == state::SYN_RECV {
+        return Some(stat::TCP_SKIP_NOT_ESTABLISHED);
+    }
+    if now() < config.settled_ns {
+        return Some(stat::TCP_SKIP_PREDATES);
+    }
+    None
+}
+
+#[inline(always)]
+fn subtract_base(counters: &mut TcpCounters, conn: &Conn) {
+    counters.read = counters.read.saturating_sub(conn.base_read);
+    counters.written = counters.written.saturating_sub(conn.base_written);
+    counters.retransmits = counters.retransmits.saturating_sub(conn.base_retransmits);
+}
+
+#[inline(always)]
+fn wake_flag(config: &NetConfig) -> u64 {
+    if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
+        BPF_RB_FORCE_WAKEUP as u64
+    } else {
+        BPF_RB_NO_WAKEUP as u64
+    }
+}
+
+#[inline(always)]
+fn send_close(
+    key: &FlowKey,
+    counters: &TcpCounters,
+    comm: &[u8; 16],
+    id: u64,
+    slot: u32,
+    adopted: u32,
+    config: &NetConfig,
+) {
+    let flag = wake_flag(config);
+    let Some(mut entry) = EVENTS.reserve::<TcpCloseEvent>(0) else {
+        count(stat::TCP_LOST_FULL, 1);
+        return;
+    };
+    // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
+    unsafe {
+        let event = entry.as_mut_ptr();
+        (*event).head =
+            EventHead { kind: event::TCP_CLOSE, version: EVENT_VERSION, len: size_of::<TcpCloseEvent>() as u32 };
+        (*event).id = id;
+        (*event).slot = slot;
+        (*event).adopted = adopted;
+        (*event).counters = *counters;
+        (*event).key = *key;
+        (*event).comm = *comm;
+    }
+    entry.submit(flag);
+    count(stat::TCP_EVENTS, 1);
+}
+
+#[inline(always)]
+fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established: u64, config: &NetConfig) {
+    let map: &HashMap<FlowKey, TcpAgg> = if config.active == 0 { &TCP_AGG_0 } else { &TCP_AGG_1 };
+    if let Some(agg) = map.get_ptr_mut(key) {
+        add(agg, counters, established);
+        count(stat::TCP_AGGREGATED, 1);
+        return;
+    }
+    let agg = TcpAgg {
+        read: counters.read,
+        written: counters.written,
+        retransmits: counters.retransmits as u64,
+        rtt_sum_us: counters.rtt_us as u64,
+        rtt_var_sum_us: counters.rtt_var_us as u64,
+        closed: 1,
+        established,
+        first_ns: now(),
+        comm,
+    };
+    if map.insert(key, &agg, BPF_NOEXIST as u64).is_ok() {
+        count(stat::TCP_AGGREGATED, 1);
+        return;
+    }
+    // Another CPU made the entry meanwhile, or the map is full.
+    if let Some(agg) = map.get_ptr_mut(key) {
+        add(agg, counters, established);
+        count(stat::TCP_AGGREGATED, 1);
+        return;
+    }
+    let flag = wake_flag(config);
+    let Some(mut entry) = EVENTS.reserve::<TcpSpillEvent>(0) else {
+        count(stat::TCP_LOST_FULL, 1);
+        return;
+    };
+    // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
+    unsafe {
+        let event = entry.as_mut_ptr();
+        (*event).head =
+            EventHead { kind: event::TCP_SPILL, version: EVENT_VERSION, len: size_of::<TcpSpillEvent>() as u32 };
+        (*event).key = *key;
+        (*event).agg = agg;
+    }
+    entry.submit(flag);
+    count(stat::TCP_EVENTS, 1);
+}
+
+#[inline(always)]
+fn add(agg: *mut TcpAgg, counters: &TcpCounters, established: u64) {
+    // SAFETY: aligned fields of a live map value; other CPUs add to them too.
+    unsafe {
+        atomic_add(&raw mut (*agg).read, counters.read);
+        atomic_add(&raw mut (*agg).written, counters.written);
+        atomic_add(&raw mut (*agg).retransmits, counters.retransmits as u64);
+        atomic_add(&raw mut (*agg).rtt_sum_us, counters.rtt_us as u64);
+        atomic_add(&raw mut (*agg).rtt_var_sum_us, counters.rtt_var_us as u64);
+        atomic_add(&raw mut (*agg).closed, 1);
+        atomic_add(&raw mut (*agg).established, established);
+    }
+}
+
+#[inline(always)]
+fn sample_one(one: &mut Sample) {
+    let want_identity = one.flags & sample::WANT_IDENTITY != 0;
+    one.flags = 0;
+    let Some(conn) = CONNS.get_ptr_mut(one.sk) else { return };
+    // SAFETY: a live map value.
+    let conn = unsafe { &mut *conn };
+    if conn.id != one.id {
+        return;
+    }
+    conn.slot = one.slot;
+    // A full barrier between the mark and the look at the other side's mark; adding 0 changes nothing.
+    // SAFETY: aligned field of a live map value.
+    unsafe { atomic_add(&raw mut conn.closing, 0) };
+    // SAFETY: as above; volatile so that it is read after the mark was set.
+    if unsafe { core::ptr::read_volatile(&raw const conn.closing) } != 0 {
+        one.flags = sample::CLOSING;
+        return;
+    }
+    let off = offsets();
+    let mut counters = read_counters(one.sk, read::<u8>(one.sk, off.state) as u32);
+    subtract_base(&mut counters, conn);
+    one.counters = counters;
+    if want_identity {
+        read_tuple(one.sk, &mut one.tuple);
+        let socket: u64 = read(one.sk, off.socket);
+        one.inode = if socket == 0 { 0 } else { read(socket, off.socket_ino) };
+    }
+    // Still the same open connection: the memory just read was its own.
+    if let Some(conn) = CONNS.get_ptr_mut(one.sk) {
+        // SAFETY: a live map value.
+        if unsafe { (*conn).id } == one.id {
+            one.flags = sample::VALID;
+        }
+    }
+}
+

@@ -1,0 +1,360 @@
+//! UDP datagrams at the socket: sent, delivered, and taken back when the receive queue was full.
+//!
+//! The cgroup hooks see every datagram of every socket once, with the addresses on the wire, whatever call sent it
+//! (sendmmsg, io_uring, segmentation offload). They run for TCP packets too, which leave at the first comparison.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_ktime_get_ns, generated},
+    macros::{cgroup_skb, cgroup_sock, raw_tracepoint},
+    maps::HashMap,
+    programs::{RawTracePointContext, SkBuffContext, SockContext},
+};
+use ebpf_common::net::{
+    ABSENT, EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpLast, UdpSpillEvent, direction, event,
+    stat,
+};
+use ebpf_programs::net::{is_loopback, is_v4};
+
+use crate::{
+    kernel::{atomic_add, current_process_by_task, mapped, read, read_netns},
+    maps::{EVENTS, SOCK_OWNERS, UDP_AGG_0, UDP_AGG_1, UDP_LAST, config, count, offsets},
+};
+
+const ALLOW: i32 = 1;
+const IPPROTO_UDP: u8 = 17;
+const BPF_RB_AVAIL_DATA: u64 = 0;
+const UDP_HEADER: u32 = 8;
+
+/// One datagram of a socket.
+struct Datagram {
+    key: UdpKey,
+    bytes: u64,
+    segments: u64,
+    /// IPv4 multicast or broadcast: may pass the egress hook twice.
+    may_loop: bool,
+}
+
+/// Outgoing packets of sockets in the cgroup and below; in the sending process's context.
+#[cgroup_skb]
+pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
+    if let Some(config) = config()
+        && let Some(datagram) = parse(&ctx, true)
+        && admit(&datagram, config)
+    {
+        sent(&ctx, &datagram, config);
+    }
+    ALLOW
+}
+
+/// Packets about to be queued to sockets in the cgroup and below; in softirq.
+#[cgroup_skb]
+pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
+    if let Some(config) = config()
+        && let Some(datagram) = parse(&ctx, false)
+        && admit(&datagram, config)
+    {
+        delivered(&ctx, &datagram, config);
+    }
+    ALLOW
+}
+
+/// `udp_fail_queue_rcv_skb(int rc, struct sock *sk[, ...])`, right after the ingress hook on the same CPU.
+#[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
+pub(crate) fn udp_overflow(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(1);
+    let Some(last) = UDP_LAST.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's slot; nothing else runs on it inside the softirq.
+    let last = unsafe { &mut *last };
+    if last.sk != sk || sk == 0 {
+        return 0;
+    }
+    last.sk = 0;
+    if let Some(agg) = agg_map(last.map as u32).get_ptr_mut(&last.key) {
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            atomic_add(&raw mut (*agg).read, last.bytes.wrapping_neg());
+            atomic_add(&raw mut (*agg).datagrams_read, last.datagrams.wrapping_neg());
+        }
+        count(stat::UDP_AGGREGATED, last.datagrams.wrapping_neg());
+        count(stat::UDP_SKIP_RCVBUF, last.datagrams);
+    }
+    0
+}
+
+/// A process creates a socket.
+#[cgroup_sock(sock_create)]
+pub(crate) fn sock_create(ctx: SockContext) -> i32 {
+    // SAFETY: the context is valid for this run; checked fields of `struct bpf_sock`.
+    if unsafe { (*ctx.sock).protocol } == IPPROTO_UDP as u32 {
+        let (pid, comm) = current_process_by_task();
+        // SAFETY: the context is this program type's `struct bpf_sock`.
+        let cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
+        let _ = SOCK_OWNERS.insert(cookie, SockOwner { pid, _pad: 0, comm }, BPF_ANY as u64);
+    }
+    ALLOW
+}
+
+/// Reads the headers. `None` for everything but UDP.
+#[inline(always)]
+fn parse(ctx: &SkBuffContext, egress: bool) -> Option<Datagram> {
+    // SAFETY: plain context reads; the verifier turns them into packet pointers.
+    let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if data + 28 > end {
+        return None;
+    }
+    // SAFETY: bounds checked against data_end just above, as the verifier demands.
+    let version = unsafe { *(data as *const u8) } >> 4;
+    let (source, destination, l4): ([u8; 16], [u8; 16], u32);
+    let mut may_loop = false;
+    if version == 4 {
+        // SAFETY: within the 28 bytes checked.
+        let (head, protocol) = unsafe { (*(data as *const u8), *((data + 9) as *const u8)) };
+        if protocol != IPPROTO_UDP {
+            return None;
+        }
+        // SAFETY: within the 28 bytes checked; byte arrays have no alignment.
+        let (s, d) = unsafe { (*((data + 12) as *const [u8; 4]), *((data + 16) as *const [u8; 4])) };
+        may_loop = egress && (d[0] & 0xf0 == 0xe0 || d[3] == 0xff);
+        source = mapped(s);
+        destination = mapped(d);
+        l4 = (head & 0x0f) as u32 * 4;
+    } else {
+        // SAFETY: within the 28 bytes checked.
+        let next = unsafe { *((data + 6) as *const u8) };
+        if next != IPPROTO_UDP && !is_extension(next) {
+            return None;
+        }
+        l4 = skip_extensions(ctx, next)?;
+        source = ctx.load(8).ok()?;
+        destination = ctx.load(24).ok()?;
+    }
+    let ports: [u8; 4] = ctx.load(l4 as usize).ok()?;
+    let source_port = u16::from_be_bytes([ports[0], ports[1]]);
+    let destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    // SAFETY: plain context reads.
+    let (len, segments) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).gso_segs) };
+    let bytes = len.saturating_sub(l4 + UDP_HEADER) as u64;
+    // SAFETY: the context is this program type's `struct __sk_buff`.
+    let cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = if egress {
+        UdpKey {
+            cookie,
+            local: source,
+            remote: destination,
+            local_port: source_port,
+            remote_port: destination_port,
+            _pad: 0,
+        }
+    } else {
+        UdpKey {
+            cookie,
+            local: destination,
+            remote: source,
+            local_port: destination_port,
+            remote_port: source_port,
+            _pad: 0,
+        }
+    };
+    let segments = if segments == 0 { 1 } else { segments as u64 };
+    Some(Datagram { key, bytes, segments, may_loop })
+}
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    // Hop-by-hop, routing, fragment, destination options.
+    next == 0 || next == 43 || next == 44 || next == 60
+}
+
+/// Offset of the UDP header behind at most three IPv6 extension headers.
+#[inline(always)]
+fn skip_extensions(ctx: &SkBuffContext, mut next: u8) -> Option<u32> {
+    let mut at = 40u32;
+    for _ in 0..3 {
+        if !is_extension(next) {
+            break;
+        }
+        let head: [u8; 2] = ctx.load(at as usize).ok()?;
+        at += if next == 44 { 8 } else { (head[1] as u32 + 1) * 8 };
+        next = head[0];
+    }
+    if next == IPPROTO_UDP { Some(at) } else { None }
+}
+
+/// Counts the datagram in and applies the configuration.
+#[inline(always)]
+fn admit(datagram: &Datagram, config: &NetConfig) -> bool {
+    count(stat::UDP_ENTERED, datagram.segments);
+    if config.loopback == 0 && (is_loopback(&datagram.key.remote) || is_loopback(&datagram.key.local)) {
+        count(stat::UDP_SKIP_LOOPBACK, datagram.segments);
+        return false;
+    }
+    if config.ipv6_disabled != 0 && !is_v4(&datagram.key.remote) {
+        count(stat::UDP_SKIP_IPV6, datagram.segments);
+        return false;
+    }
+    true
+}
+
+#[inline(always)]
+fn agg_map(active: u32) -> &'static HashMap<UdpKey, UdpAgg> {
+    if active == 0 { &UDP_AGG_0 } else { &UDP_AGG_1 }
+}
+
+#[inline(always)]
+fn sent(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
+    let map = agg_map(config.active);
+    let cloned = datagram.may_loop && is_cloned(ctx);
+    if let Some(agg) = map.get_ptr_mut(&datagram.key) {
+        // A looped-back datagram passes as a clone and as the original, one after the other: count the first.
+        if cloned {
+            // SAFETY: aligned field of a live map value; passes of one socket's datagram follow each other on one CPU.
+            let passes = unsafe { core::ptr::read_volatile(&raw const (*agg).clones) };
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(&raw mut (*agg).clones, passes.wrapping_add(1)) };
+            if passes & 1 == 1 {
+                count(stat::UDP_SKIP_LOOPED, datagram.segments);
+                return;
+            }
+        }
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            if (*agg).pid == 0 {
+                let (pid, comm) = current_process_by_task();
+                (*agg).comm = comm;
+                (*agg).pid = pid;
+            }
+            atomic_add(&raw mut (*agg).written, datagram.bytes);
+            atomic_add(&raw mut (*agg).datagrams_written, datagram.segments);
+        }
+        count(stat::UDP_AGGREGATED, datagram.segments);
+        return;
+    }
+    let (pid, comm) = current_process_by_task();
+    let agg = UdpAgg {
+        read: 0,
+        datagrams_read: 0,
+        written: datagram.bytes,
+        datagrams_written: datagram.segments,
+        first_ns: now(),
+        pid,
+        netns: netns(ctx),
+        comm,
+        direction: direction::OUTGOING,
+        _pad: [0; 3],
+        clones: cloned as u32,
+    };
+    if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
+        count(stat::UDP_AGGREGATED, datagram.segments);
+    } else if let Some(agg) = map.get_ptr_mut(&datagram.key) {
+        // Another CPU made the entry meanwhile.
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            atomic_add(&raw mut (*agg).written, datagram.bytes);
+            atomic_add(&raw mut (*agg).datagrams_written, datagram.segments);
+        }
+        count(stat::UDP_AGGREGATED, datagram.segments);
+    } else {
+        spill(datagram, &agg, config);
+    }
+}
+
+#[inline(always)]
+fn delivered(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
+    let map = agg_map(config.active);
+    if let Some(last) = UDP_LAST.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot; softirqs do not nest.
+        let last = unsafe { &mut *last };
+        *last = UdpLast {
+            sk: sock_address(ctx),
+            bytes: datagram.bytes,
+            datagrams: datagram.segments,
+            map: config.active as u64,
+            key: datagram.key,
+        };
+    }
+    if let Some(agg) = map.get_ptr_mut(&datagram.key) {
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            atomic_add(&raw mut (*agg).read, datagram.bytes);
+            atomic_add(&raw mut (*agg).datagrams_read, datagram.segments);
+        }
+        count(stat::UDP_AGGREGATED, datagram.segments);
+        return;
+    }
+    let agg = UdpAgg {
+        read: datagram.bytes,
+        datagrams_read: datagram.segments,
+        written: 0,
+        datagrams_written: 0,
+        first_ns: now(),
+        pid: 0,
+        netns: netns(ctx),
+        comm: [0; 16],
+        direction: direction::INCOMING,
+        _pad: [0; 3],
+        clones: 0,
+    };
+    if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
+        count(stat::UDP_AGGREGATED, datagram.segments);
+    } else if let Some(agg) = map.get_ptr_mut(&datagram.key) {
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            atomic_add(&raw mut (*agg).read, datagram.bytes);
+            atomic_add(&raw mut (*agg).datagrams_read, datagram.segments);
+        }
+        count(stat::UDP_AGGREGATED, datagram.segments);
+    } else {
+        spill(datagram, &agg, config);
+    }
+}
+
+#[inline(always)]
+fn spill(datagram: &Datagram, agg: &UdpAgg, config: &NetConfig) {
+    let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
+        BPF_RB_FORCE_WAKEUP as u64
+    } else {
+        BPF_RB_NO_WAKEUP as u64
+    };
+    let Some(mut entry) = EVENTS.reserve::<UdpSpillEvent>(0) else {
+        count(stat::UDP_LOST_FULL, datagram.segments);
+        return;
+    };
+    // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
+    unsafe {
+        let event = entry.as_mut_ptr();
+        (*event).head =
+            EventHead { kind: event::UDP_SPILL, version: EVENT_VERSION, len: size_of::<UdpSpillEvent>() as u32 };
+        (*event).key = datagram.key;
+        (*event).agg = *agg;
+    }
+    entry.submit(flag);
+    count(stat::UDP_EVENTS, datagram.segments);
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Address of the packet's `struct sock`, as a number.
+///
+/// At run time the context is the kernel's `struct sk_buff`, so its `sk` member is read at the offset that BTF gives;
+/// the context's own `sk` is a typed pointer whose use as a number the verifier forbids.
+#[inline(always)]
+fn sock_address(ctx: &SkBuffContext) -> u64 {
+    read(ctx.as_ptr() as u64, offsets().skb_sk)
+}
+
+#[inline(always)]
+fn netns(ctx: &SkBuffContext) -> u32 {
+    read_netns(sock_address(ctx))
+}
+
+#[inline(always)]
+fn is_cloned(ctx: &SkBuffContext) -> bool {
+    let off = offsets();
+    off.skb_cloned != ABSENT && read::<u8>(ctx.as_ptr() as u64, off.skb_cloned) & off.skb_cloned_mask as u8 != 0
+}

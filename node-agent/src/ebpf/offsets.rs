@@ -1,0 +1,95 @@
+//! Kernel member offsets for the programs, resolved from BTF by name.
+//!
+//! A member that the kernel does not have stays [`ABSENT`]; what depends on it is reported as degraded or off.
+
+use ebpf_common::net::{ABSENT, NetOffsets};
+
+use super::btf::KernelTypes;
+
+/// Offsets for `ebpf-net`, and the names that could not be resolved.
+#[must_use]
+pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
+    let mut missing = Vec::new();
+    let mut find = |label: &'static str, candidates: &[(&str, &str)]| {
+        let found = candidates.iter().find_map(|(name, path)| types.offset(name, path));
+        found.unwrap_or_else(|| {
+            missing.push(label);
+            ABSENT
+        })
+    };
+    let offsets = NetOffsets {
+        family: find("sock_common.skc_family", &[("sock_common", "skc_family")]),
+        addrpair: find("sock_common.skc_addrpair", &[("sock_common", "skc_addrpair"), ("sock_common", "skc_daddr")]),
+        dport: find("sock_common.skc_dport", &[("sock_common", "skc_dport")]),
+        v6_daddr: find("sock_common.skc_v6_daddr", &[("sock_common", "skc_v6_daddr")]),
+        v6_saddr: find("sock_common.skc_v6_rcv_saddr", &[("sock_common", "skc_v6_rcv_saddr")]),
+        net: find("sock_common.skc_net", &[("sock_common", "skc_net.net"), ("sock_common", "skc_net")]),
+        netns_inum: find("net.ns.inum", &[("net", "ns.inum"), ("net", "proc_inum")]),
+        state: find("sock_common.skc_state", &[("sock_common", "skc_state")]),
+        protocol: find("sock.sk_protocol", &[("sock", "sk_protocol")]),
+        lock_owned: find("sock.sk_lock.owned", &[("sock", "sk_lock.owned")]),
+        flags: find("sock.sk_flags", &[("sock", "__sk_common.skc_flags")]),
+        socket: find("sock.sk_socket", &[("sock", "sk_socket")]),
+        sock_done_bit: types.enumerator("SOCK_DONE").unwrap_or(ABSENT),
+        sport: find("inet_sock.inet_sport", &[("inet_sock", "inet_sport")]),
+        bytes_sent: find("tcp_sock.bytes_sent", &[("tcp_sock", "bytes_sent")]),
+        bytes_retrans: find("tcp_sock.bytes_retrans", &[("tcp_sock", "bytes_retrans")]),
+        bytes_received: find("tcp_sock.bytes_received", &[("tcp_sock", "bytes_received")]),
+        total_retrans: find("tcp_sock.total_retrans", &[("tcp_sock", "total_retrans")]),
+        srtt_us: find("tcp_sock.srtt_us", &[("tcp_sock", "srtt_us")]),
+        mdev_us: find("tcp_sock.mdev_us", &[("tcp_sock", "mdev_us")]),
+        rcv_nxt: find("tcp_sock.rcv_nxt", &[("tcp_sock", "rcv_nxt")]),
+        copied_seq: find("tcp_sock.copied_seq", &[("tcp_sock", "copied_seq")]),
+        write_seq: find("tcp_sock.write_seq", &[("tcp_sock", "write_seq")]),
+        snd_nxt: find("tcp_sock.snd_nxt", &[("tcp_sock", "snd_nxt")]),
+        group_leader: find("task_struct.group_leader", &[("task_struct", "group_leader")]),
+        comm: find("task_struct.comm", &[("task_struct", "comm")]),
+        tgid: find("task_struct.tgid", &[("task_struct", "tgid")]),
+        files: find("task_struct.files", &[("task_struct", "files")]),
+        fdt: find("files_struct.fdt", &[("files_struct", "fdt")]),
+        fd_array: find("fdtable.fd", &[("fdtable", "fd")]),
+        max_fds: find("fdtable.max_fds", &[("fdtable", "max_fds")]),
+        private_data: find("file.private_data", &[("file", "private_data")]),
+        socket_sk: find("socket.sk", &[("socket", "sk")]),
+        socket_file: find("socket.file", &[("socket", "file")]),
+        socket_ino: socket_ino(types).unwrap_or(ABSENT),
+        skb_sk: find("sk_buff.sk", &[("sk_buff", "sk")]),
+        skb_cloned: types.member("sk_buff", "cloned").map_or(ABSENT, |m| m.bit_offset / 8),
+        skb_cloned_mask: types.member("sk_buff", "cloned").map_or(ABSENT, |m| 1 << (m.bit_offset % 8)),
+        syscall_nr: find("pt_regs.syscall number", &[("pt_regs", "orig_ax"), ("pt_regs", "syscallno")]),
+        nr_accept: u32::try_from(libc::SYS_accept).unwrap_or(ABSENT),
+        nr_accept4: u32::try_from(libc::SYS_accept4).unwrap_or(ABSENT),
+    };
+    for (label, value) in [
+        ("SOCK_DONE", offsets.sock_done_bit),
+        ("socket_alloc.vfs_inode.i_ino", offsets.socket_ino),
+        ("sk_buff.cloned", offsets.skb_cloned),
+    ] {
+        if value == ABSENT {
+            missing.push(label);
+        }
+    }
+    (offsets, missing)
+}
+
+/// Distance from a `struct socket` to the inode number of the `struct socket_alloc` around it.
+fn socket_ino(types: &KernelTypes) -> Option<u32> {
+    let socket = types.offset("socket_alloc", "socket")?;
+    let inode = types.offset("socket_alloc", "vfs_inode.i_ino")?;
+    inode.checked_sub(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_members_of_the_running_kernel() {
+        let Ok(types) = KernelTypes::load() else {
+            println!("SKIPPED: this kernel has no BTF");
+            return;
+        };
+        let (_, missing) = net_offsets(&types);
+        assert_eq!(missing, Vec::<&str>::new());
+    }
+}
