@@ -127,6 +127,10 @@ impl PointEncoder {
     /// # Errors
     /// [`PointTooLarge`] when the format cannot carry the row (line protocol: series key over 65,535 bytes); `out` is
     /// unchanged then.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a shape's index is below Shape::COUNT by its bit width"
+    )]
     pub fn encode_into(&self, row: &Netflow, out: &mut Vec<u8>) -> Result<(), PointTooLarge> {
         if self.format == Format::Table {
             table::encode(row, out);

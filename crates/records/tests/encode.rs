@@ -1,0 +1,244 @@
+//! Encoders against independent decoders and an independent statement of the documented measurement.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+
+use common::{any_row, decode_lines, decode_protobuf, expected, globals, tcp_row, udp_row, without_empty};
+use ec_records::{
+    Netflow,
+    encode::{EncodeOptions, Format, PointEncoder, table_header},
+};
+use proptest::prelude::*;
+
+const GLOBALS: &[(&str, &str)] = &[
+    ("host", "node 1"),
+    ("env", "prod,eu=1"),
+    ("empty", ""),
+    ("pid", "never"),
+    ("dst_k8s_namespace", "only without kubernetes"),
+    ("zone", "a\\b"),
+];
+
+fn encoder(format: Format) -> PointEncoder {
+    PointEncoder::new(format, &globals(GLOBALS), EncodeOptions::default())
+}
+
+fn encode(encoder: &PointEncoder, rows: &[Netflow]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in rows {
+        encoder.encode_into(row, &mut out).expect("fits");
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn protobuf_holds_exactly_the_row(rows in prop::collection::vec(any_row(), 1..4)) {
+        let bytes = encode(&encoder(Format::Protobuf), &rows);
+        let want: Vec<_> = rows.iter().map(|row| expected(row, GLOBALS)).collect();
+        prop_assert_eq!(decode_protobuf(&bytes), want);
+        // Every length is in its shortest form: an independent writer produces the same bytes.
+        let decoded = <common::pb::Points as prost::Message>::decode(&*bytes).unwrap();
+        prop_assert_eq!(prost::Message::encode_to_vec(&decoded), bytes);
+    }
+
+    #[test]
+    fn lines_hold_exactly_the_row(rows in prop::collection::vec(any_row(), 1..4)) {
+        let bytes = encode(&encoder(Format::LineProtocol), &rows);
+        let want: Vec<_> = rows.iter().map(|row| without_empty(expected(row, GLOBALS))).collect();
+        prop_assert_eq!(decode_lines(std::str::from_utf8(&bytes).unwrap()), want);
+    }
+
+    #[test]
+    fn json_holds_exactly_the_row(row in any_row()) {
+        let bytes = encode(&encoder(Format::Json), std::slice::from_ref(&row));
+        prop_assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let got: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
+        let want = expected(&row, GLOBALS);
+        let mut object = serde_json::Map::new();
+        object.insert("measurement".to_owned(), want.name.into());
+        object.insert("time".to_owned(), want.time.into());
+        object.extend(want.tags.into_iter().map(|(key, value)| (key, value.into())));
+        object.extend(want.fields.into_iter().map(|(key, value)| (key, value.into())));
+        if row.transport == ec_records::Transport::Udp {
+            let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            object.insert("datagrams_read".to_owned(), int(row.datagrams_read).into());
+            object.insert("datagrams_written".to_owned(), int(row.datagrams_written).into());
+        }
+        prop_assert_eq!(got, object);
+    }
+
+    #[test]
+    fn table_rows_are_one_line(row in any_row()) {
+        let text = String::from_utf8(encode(&encoder(Format::Table), &[row])).unwrap();
+        prop_assert_eq!(text.matches('\n').count(), 1);
+        prop_assert!(text.ends_with('\n'));
+    }
+}
+
+#[test]
+fn line_of_a_tcp_row() {
+    let encoder = PointEncoder::new(
+        Format::LineProtocol,
+        &globals(&[("host", "web-1")]),
+        EncodeOptions::default(),
+    );
+    assert_eq!(
+        String::from_utf8(encode(&encoder, &[tcp_row()])).unwrap(),
+        "netflow,direction=outgoing,dst_domain=example.com,dst_ip=93.184.216.34,dst_ip_type=other,dst_nat_ip=N/A,\
+         dst_nat_port=N/A,dst_port=443,family=IPv4,host=web-1,pid=4711,process_name=curl,source=netflow,\
+         src_ip=10.0.0.7,src_ip_type=private,src_port=*,sub_source=N/A,transport=tcp \
+         bytes_read=1500i,bytes_written=300i,retransmits=1i,rtt=12345i,rtt_var=678i,tcp_closed=2i,tcp_established=3i \
+         1790000000123456789\n"
+    );
+}
+
+#[test]
+fn line_of_a_udp_row_of_a_pod() {
+    let encoder = PointEncoder::new(
+        Format::LineProtocol,
+        &globals(&[("host", "node 1")]),
+        EncodeOptions::default(),
+    );
+    assert_eq!(
+        String::from_utf8(encode(&encoder, &[udp_row()])).unwrap(),
+        "netflow,direction=incoming,dst_ip=2001:db8::5,dst_ip_type=other,dst_k8s_deployment_name=N/A,\
+         dst_k8s_namespace=N/A,dst_k8s_pod_name=N/A,dst_k8s_service_name=N/A,dst_nat_ip=N/A,dst_nat_port=N/A,\
+         dst_port=*,family=IPv6,host=node\\ 1,pid=4711,process_name=my\\ dns\\,\\ v\\=1,source=netflow,src_ip=fd00::1,\
+         src_ip_type=private,src_k8s_deployment_name=coredns,src_k8s_namespace=kube-system,\
+         src_k8s_pod_name=coredns-1,src_k8s_service_name=N/A,src_port=53,sub_source=K8s,transport=udp \
+         bytes_read=1500i,bytes_written=300i 1790000000123456789\n"
+    );
+}
+
+#[test]
+fn json_of_a_udp_row() {
+    let encoder = PointEncoder::new(
+        Format::Json,
+        &globals(&[("host", "h"), ("time", "no")]),
+        EncodeOptions::default(),
+    );
+    let text = String::from_utf8(encode(&encoder, &[udp_row()])).unwrap();
+    assert!(
+        text.starts_with(r#"{"measurement":"netflow","time":1790000000123456789,"source":"netflow","#),
+        "{text}"
+    );
+    assert!(
+        text.ends_with(
+            "\"bytes_read\":1500,\"bytes_written\":300,\"datagrams_read\":10,\"datagrams_written\":11,\"host\":\"h\"}\n"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn protobuf_bytes_of_the_first_tag() {
+    let bytes = encode(&encoder(Format::Protobuf), &[tcp_row()]);
+    // arr = 1 with a two-byte length, name = 1, then field 2 { key = 1, s = 11, is_tag = 8 }.
+    assert_eq!(bytes[0], 0x0a);
+    let mut want = b"\x0a\x07netflow\x12\x13\x0a\x06source\x5a\x07netflow\x40\x01".to_vec();
+    want[10] = (want.len() - 11) as u8;
+    assert_eq!(&bytes[3..3 + want.len()], want);
+}
+
+#[test]
+fn table_columns_line_up_under_their_heads() {
+    let text = String::from_utf8(encode(&encoder(Format::Table), &[tcp_row()])).unwrap();
+    let head = table_header();
+    assert_eq!(text.len(), head.len(), "\n{head}{text}");
+    for (title, value) in [
+        ("LOCAL ", "10.0.0.7:* "),
+        ("REMOTE ", "93.184.216.34:443 "),
+        ("PROCESS ", "curl "),
+    ] {
+        assert_eq!(head.find(title), text.find(value), "{title}\n{head}{text}");
+    }
+    for (title, value) in [
+        (" READ ", " 1500 "),
+        (" WRITTEN ", " 300 "),
+        (" RTT_US ", " 12345 "),
+        (" PID ", " 4711 "),
+    ] {
+        let end = |text: &str, word: &str| text.find(word).map(|at| at + word.len());
+        assert_eq!(end(head, title), end(&text, value), "{title}\n{head}{text}");
+    }
+}
+
+#[test]
+fn compat_keys_follow_the_client_and_the_server() {
+    let options = EncodeOptions { compat_keys: true };
+    let encoder = PointEncoder::new(Format::Protobuf, &globals(&[("host", "h")]), options);
+    let points = decode_protobuf(&encode(&encoder, &[tcp_row(), udp_row()]));
+    let tags = |index: usize, wanted: &[(&str, &str)]| {
+        for (key, value) in wanted {
+            assert_eq!(points[index].tags.get(*key).map(String::as_str), Some(*value), "{key}");
+        }
+    };
+    tags(
+        0,
+        &[
+            ("conn_side", "client"),
+            ("client_ip", "10.0.0.7"),
+            ("client_ip_type", "private"),
+            ("client_port", "*"),
+        ],
+    );
+    tags(
+        0,
+        &[
+            ("server_ip", "93.184.216.34"),
+            ("server_ip_type", "other"),
+            ("server_port", "443"),
+        ],
+    );
+    tags(
+        0,
+        &[
+            ("server_domain", "example.com"),
+            ("netns", "4026531840"),
+            ("service", "ebpf"),
+        ],
+    );
+    assert_eq!(
+        (points[0].fields["client_sent"], points[0].fields["server_sent"]),
+        (300, 1500)
+    );
+    assert!(!points[0].tags.keys().any(|key| key.contains("k8s")));
+    // Incoming: the server is this end, and its class is its own.
+    tags(
+        1,
+        &[
+            ("conn_side", "server"),
+            ("server_ip", "fd00::1"),
+            ("server_ip_type", "private"),
+            ("server_domain", ""),
+        ],
+    );
+    tags(
+        1,
+        &[
+            ("client_ip", "2001:db8::5"),
+            ("client_ip_type", "other"),
+            ("client_k8s_namespace", "N/A"),
+        ],
+    );
+    tags(
+        1,
+        &[
+            ("server_k8s_workload_name", "coredns"),
+            ("server_k8s_workload_type", "deployment"),
+        ],
+    );
+    tags(
+        1,
+        &[("src_k8s_workload_name", "coredns"), ("dst_k8s_workload_type", "N/A")],
+    );
+    assert_eq!(
+        (points[1].fields["client_sent"], points[1].fields["server_sent"]),
+        (1500, 300)
+    );
+
+    let own = PointEncoder::new(Format::Protobuf, &globals(&[("service", "shop")]), options);
+    assert!(own.adjustments().is_empty());
+    assert_eq!(decode_protobuf(&encode(&own, &[tcp_row()]))[0].tags["service"], "shop");
+}
