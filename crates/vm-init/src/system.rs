@@ -95,11 +95,9 @@ pub(crate) fn make_raw(tty: &File) -> io::Result<()> {
     let mut settings: libc::termios = unsafe { mem::zeroed() };
     // SAFETY: the descriptor is open and `settings` is a valid place for the answer.
     check(unsafe { libc::tcgetattr(tty.as_raw_fd(), &raw mut settings) })?;
-    // SAFETY: `settings` was filled above; both calls only read and write it.
-    unsafe {
-        libc::cfmakeraw(&raw mut settings);
-        libc::cfsetspeed(&raw mut settings, libc::B115200);
-    }
+    // SAFETY: `settings` was filled above.
+    unsafe { libc::cfmakeraw(&raw mut settings) };
+    settings.c_cflag = (settings.c_cflag & !libc::CBAUD) | libc::B115200;
     // SAFETY: the descriptor is open and `settings` is valid.
     check(unsafe { libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &raw const settings) })
 }
