@@ -10,7 +10,9 @@ use ec_records::{
 };
 use proptest::prelude::*;
 
-fn tags_of(globals: &Globals) -> (Vec<(String, String)>, Vec<(String, AdjustmentKind)>) {
+type Tags = Vec<(String, String)>;
+
+fn tags_of(globals: &Globals) -> (Tags, Vec<(String, AdjustmentKind)>) {
     let encoder = PointEncoder::new(Format::Protobuf, globals, EncodeOptions::default());
     let mut out = Vec::new();
     encoder.encode_into(&tcp_row(), &mut out).unwrap();
