@@ -1,1 +1,44 @@
-//! placeholder
+//! The options of the agent: one definition for flags, environment variables, the TOML file and the documents.
+//!
+//! [`options()`] is the table; each row names the three forms, default, accepted values and the field of
+//! [`AgentConfig`] it sets. Data flow: sources (file, environment, flags) ▶ [`ConfigBuilder`] ▶ [`AgentConfig`] or
+//! all [`ConfigErrors`] at once. Precedence: flag over environment over file over default.
+//!
+//! ```
+//! let config = ec_api::ConfigBuilder::new()
+//!     .toml_str("ebpf.conf", "[[inputs.ebpf]]\ninterval = '30s'")
+//!     .set("interval", ec_api::Source::Flag, "10s")
+//!     .build()
+//!     .unwrap();
+//! assert_eq!(config.interval.as_secs(), 10);
+//! ```
+//!
+//! This crate knows neither clap nor Kubernetes: a program makes its flags from [`options()`], and the object's schema
+//! is to be made from the same types.
+
+mod address;
+mod builder;
+mod check;
+mod config;
+pub mod docs;
+mod error;
+mod secret;
+mod source;
+mod spec;
+mod table;
+mod value;
+mod words;
+
+pub use address::{DatawayUrl, Endpoint, HostPort};
+pub use builder::ConfigBuilder;
+pub use config::{
+    AgentConfig, IdentityConfig, KernelConfig, KubernetesConfig, LimitsConfig, LogConfig, NetConfig, NetlogConfig,
+    OutputsConfig, PprofConfig, QueueConfig, SamplingConfig, TlsConfig, TraceConfig, UplinkConfig,
+};
+pub use error::{ConfigError, ConfigErrors, EXIT_USAGE};
+pub use secret::Secret;
+pub use source::Source;
+pub use spec::{Group, Kind, OptionSpec, Origin};
+pub use table::options;
+pub use value::{Bytes, Raw};
+pub use words::{DatawayEncoding, FileFormat, L7Flow, LogFormat, Plugin, StdoutFormat, UnknownWord};

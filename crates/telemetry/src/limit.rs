@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 /// Lets one event through per period and counts the others. Share it by reference, or put it in a `static`.
 ///
 /// ```
-/// static LIMIT: telemetry::LogLimit = telemetry::LogLimit::new(std::time::Duration::from_secs(10));
+/// static LIMIT: ec_telemetry::LogLimit = ec_telemetry::LogLimit::new(std::time::Duration::from_secs(10));
 /// if let Some(suppressed) = LIMIT.allow() {
 ///     tracing::warn!(suppressed, "ring buffer full");
 /// }

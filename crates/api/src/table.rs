@@ -1,0 +1,366 @@
+//! The option table: every option once. Flags, environment variables, TOML keys, defaults and documents follow from it.
+
+use std::time::Duration;
+
+use crate::{
+    Bytes, check,
+    spec::{Group::*, Kind::*, OptionSpec, Origin::*},
+    value,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const NOT_YET: &str = "this build does not have it";
+const LAUNCHER: &str = "it belongs to the launcher of the documented collector; this agent starts by itself";
+
+/// All options, in the order of the documents.
+#[must_use]
+pub fn options() -> &'static [OptionSpec] {
+    OPTIONS
+}
+
+/// `opt!(Group Kind Origin "key" "ENV" "flag" [default], section.field = parser, "accepted", "meaning" [, more: ..])`
+macro_rules! opt {
+    ($group:ident $kind:ident $origin:ident $key:literal $env:literal $flag:literal $([$default:literal])?,
+     $($field:ident).+ = $parse:expr, $accepts:literal, $doc:literal $(, $name:ident: $value:expr)* $(,)?) => {
+        OptionSpec {
+            $($name: $value,)*
+            ..OptionSpec {
+                key: $key,
+                env: Some($env),
+                env_aliases: &[],
+                flag: Some($flag),
+                kind: $kind,
+                default: opt!(@default $($default)?),
+                group: $group,
+                origin: $origin,
+                inert: None,
+                secret: false,
+                accepts: $accepts,
+                doc: $doc,
+                set: |config, raw| {
+                    config.$($field).+ = $parse(raw)?;
+                    Ok(())
+                },
+                get: |config| value::Show::show(&config.$($field).+),
+            }
+        }
+    };
+    (@default) => { None };
+    (@default $default:literal) => { Some($default) };
+}
+
+/// An option that is read and has no effect.
+macro_rules! ignored {
+    ($group:ident $kind:ident $origin:ident $key:literal $env:expr, $flag:expr, $parse:path, $reason:expr, $doc:literal) => {
+        OptionSpec {
+            key: $key,
+            env: $env,
+            env_aliases: &[],
+            flag: $flag,
+            kind: $kind,
+            default: None,
+            group: $group,
+            origin: $origin,
+            inert: Some($reason),
+            secret: false,
+            accepts: "anything; it has no effect",
+            doc: $doc,
+            set: |_, raw| $parse(raw).map(drop),
+            get: |_| None,
+        }
+    };
+}
+
+/// Wraps a parser's value in `Some`.
+macro_rules! some {
+    ($parse:expr) => {
+        |raw| $parse(raw).map(Some)
+    };
+}
+
+static OPTIONS: &[OptionSpec] = &[
+    // --- what is collected and how often
+    opt!(Collection List Documented "enabled_plugins" "ENV_INPUT_EBPF_ENABLED_PLUGINS" "enabled-plugins" ["ebpf-net"],
+        plugins = |raw| match value::word_set(raw)? {
+            plugins if plugins.is_empty() => Err("no plugin is named".to_owned()),
+            plugins => Ok(plugins),
+        },
+        "one or more of ebpf-net, ebpf-bash, ebpf-conntrack, ebpf-trace, bpf-netlog",
+        "Plugins to run."),
+    opt!(Collection List Documented "l7net_enabled" "ENV_INPUT_EBPF_L7NET_ENABLED" "l7net-enabled" ["httpflow"],
+        net.l7 = value::word_set,
+        "any of httpflow, httpflow-tls; an empty TOML list for none",
+        "Application protocols that ebpf-net reads. Excludes l7net_disabled."),
+    opt!(Collection List Documented "l7net_disabled" "ENV_INPUT_EBPF_L7NET_DISABLED" "l7net-disabled",
+        net.l7_disabled = some!(value::word_set),
+        "any of httpflow, httpflow-tls",
+        "Application protocols that ebpf-net does not read; it reads all others. Excludes l7net_enabled."),
+    opt!(Collection Value Documented "interval" "ENV_INPUT_EBPF_INTERVAL" "interval" ["60s"],
+        interval = |raw| value::duration(raw, Duration::from_secs(1), HOUR),
+        "a duration from 1s to 1h, such as 60s or 1m30s",
+        "Length of a collection cycle: every record sums up one."),
+    opt!(Collection Switch Documented "ipv6_disabled" "ENV_INPUT_EBPF_IPV6_DISABLED" "ipv6-disabled" ["false"],
+        net.ipv6_disabled = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Leave IPv6 out, for systems without it."),
+    opt!(Collection Value Documented "ephemeral_port" "ENV_INPUT_EBPF_EPHEMERAL_PORT" "ephemeral-port" ["10001"],
+        net.ephemeral_port = |raw| value::integer(raw, 0, u16::MAX),
+        "a port from 0 to 65535",
+        "First ephemeral port. Ports from here up are taken for clients' and are not told apart in records."),
+    opt!(Collection Map Documented "tags" "ENV_INPUT_EBPF_TAGS" "tags",
+        tags = |raw| value::map(raw).and_then(check::tags),
+        "key=value pairs; keys of letters, digits, `_` and `-` that no record has itself; values of 1 to 1024 bytes",
+        "Tags added to every record, beside `host`. In TOML: the table [inputs.ebpf.tags]."),
+    opt!(Collection Switch Ours "loopback" "ENV_INPUT_EBPF_LOOPBACK" "loopback" ["false"],
+        net.loopback = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Report flows of the loopback interface too."),
+    // --- ebpf-trace
+    opt!(Trace Value Documented "trace_server" "ENV_INPUT_EBPF_TRACE_SERVER" "trace-server",
+        trace.server = |raw| match value::text_or_none(raw)? {
+            Some(_) => value::from_str(raw).map(Some),
+            None => Ok(None),
+        },
+        "host:port, or empty",
+        "Where spans go. Needed by ebpf-trace."),
+    opt!(Trace Switch Documented "trace_all_process" "ENV_INPUT_EBPF_TRACE_ALL_PROCESS" "trace-all-process" ["false"],
+        trace.all_process = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Trace every process, except those on a blacklist."),
+    opt!(Trace List Documented "trace_env_list" "ENV_INPUT_EBPF_TRACE_ENV_LIST" "trace-env-list"
+        ["DK_BPFTRACE_SERVICE,DD_SERVICE,OTEL_SERVICE_NAME"],
+        trace.env_list = value::list,
+        "names of environment variables",
+        "Trace processes that have any of these environment variables."),
+    opt!(Trace List Documented "trace_env_blacklist" "ENV_INPUT_EBPF_TRACE_ENV_BLACKLIST" "trace-env-blacklist" [""],
+        trace.env_blacklist = value::list,
+        "names of environment variables",
+        "Never trace processes that have any of these environment variables."),
+    opt!(Trace List Documented "trace_name_list" "ENV_INPUT_EBPF_TRACE_NAME_LIST" "trace-name-list" [""],
+        trace.name_list = value::list,
+        "process names",
+        "Trace processes of these names."),
+    opt!(Trace List Documented "trace_name_blacklist" "ENV_INPUT_EBPF_TRACE_NAME_BLACKLIST" "trace-name-blacklist" [""],
+        trace.name_blacklist = value::list,
+        "process names",
+        "Never trace processes of these names."),
+    opt!(Trace Switch Documented "conv_to_ddtrace" "ENV_INPUT_EBPF_CONV_TO_DDTRACE" "conv-to-ddtrace" ["false"],
+        trace.conv_to_ddtrace = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Show trace ids of applications as decimal 64-bit numbers."),
+    // --- bpf-netlog
+    opt!(Netlog Value Documented "netlog_blacklist" "ENV_INPUT_EBPF_NETLOG_BLACKLIST" "netlog-blacklist",
+        netlog.blacklist = value::text_or_none,
+        "rules such as ip_saddr=='127.0.0.1' || ip_daddr=='127.0.0.1'",
+        "Packets that bpf-netlog leaves out: those that any rule matches.",
+        env_aliases: &["ENV_NETLOG_BLACKLIST"]),
+    opt!(Netlog Switch Documented "netlog_metric" "ENV_INPUT_EBPF_NETLOG_METRIC" "netlog-metric" ["true"],
+        netlog.metric = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "bpf-netlog makes network records.",
+        env_aliases: &["ENV_NETLOG_METRIC"]),
+    opt!(Netlog Switch Documented "netlog_log" "ENV_INPUT_EBPF_NETLOG_LOG" "netlog-log" ["false"],
+        netlog.log = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "bpf-netlog makes logs of layers 4 and 7.",
+        env_aliases: &["ENV_NETLOG_LOG"]),
+    // --- sampling and limits
+    opt!(Sampling Value Documented "sampling_rate" "ENV_INPUT_EBPF_SAMPLING_RATE" "sampling-rate",
+        sampling.rate = some!(|raw| value::decimal(raw, 0.01, 1.0)),
+        "a number from 0.01 to 1.00",
+        "Share of records to report. Excludes sampling_rate_pts_per_min.",
+        inert: Some(NOT_YET)),
+    opt!(Sampling Value Documented "sampling_rate_pts_per_min" "ENV_INPUT_EBPF_SAMPLING_RATE_PTSPERMIN"
+        "sampling-rate-pts-per-min",
+        sampling.pts_per_min = some!(|raw| value::integer(raw, 1, u64::MAX)),
+        "a whole number from 1",
+        "Records per minute above which the share reported is lowered. Excludes sampling_rate.",
+        inert: Some(NOT_YET)),
+    opt!(Limits Value Documented "cpu_limit" "ENV_INPUT_EBPF_CPU_LIMIT" "cpu-limit",
+        limits.cpu = some!(|raw| value::decimal(raw, 0.01, 1024.0)),
+        "a number of cores from 0.01 to 1024, such as 2.0",
+        "Most CPU the agent may use.",
+        inert: Some(NOT_YET)),
+    opt!(Limits Value Documented "mem_limit" "ENV_INPUT_EBPF_MEM_LIMIT" "mem-limit",
+        limits.mem = some!(|raw| value::size(raw, 16 * MIB, u64::MAX).map(Bytes)),
+        "a size from 16MiB, such as 4GiB (K, KB, M, MB, G, GB decimal; KiB, MiB, GiB binary)",
+        "Most memory the agent may use.",
+        inert: Some(NOT_YET)),
+    opt!(Limits Value Documented "net_limit" "ENV_INPUT_EBPF_NET_LIMIT" "net-limit",
+        limits.net = some!(|raw| value::rate(raw).map(Bytes)),
+        "a size per second, such as 100MiB/s (K, KB, M, MB, G, GB decimal; KiB, MiB, GiB binary)",
+        "Most traffic any interface may carry while the agent works.",
+        inert: Some(NOT_YET)),
+    // --- identity
+    opt!(Identity Value Documented "hostname" "ENV_INPUT_EBPF_HOSTNAME" "hostname",
+        identity.hostname = some!(value::text),
+        "a text",
+        "Value of the tag `host`; otherwise the kernel's host name.",
+        env_aliases: &["ENV_HOSTNAME"]),
+    opt!(Identity Value Documented "service" "ENV_INPUT_EBPF_SERVICE" "service",
+        identity.service = some!(value::text),
+        "a text",
+        "Value of the tag `service`; otherwise there is no such tag."),
+    opt!(Identity Value Documented "host_root" "ENV_INPUT_EBPF_HOST_ROOT" "host-root" ["/"],
+        identity.host_root = value::path,
+        "a directory",
+        "Where the host's root file system is, as the agent sees it.",
+        env_aliases: &["HOST_ROOT"]),
+    opt!(Identity Value Documented "host_proc" "ENV_INPUT_EBPF_HOST_PROC" "host-proc",
+        identity.host_proc = some!(value::path),
+        "a directory",
+        "Where the host's /proc is; otherwise proc below host_root.",
+        env_aliases: &["HOST_PROC"]),
+    // --- Kubernetes
+    opt!(Kubernetes Value Documented "kubernetes_url" "ENV_INPUT_EBPF_KUBERNETES_URL" "kubernetes-url",
+        kubernetes.url = some!(value::from_str),
+        "a URL such as https://kubernetes.default:443",
+        "API server; otherwise that of the pod's service account.",
+        inert: Some(NOT_YET)),
+    opt!(Kubernetes Value Documented "bearer_token" "ENV_INPUT_EBPF_BEARER_TOKEN" "bearer-token",
+        kubernetes.bearer_token_file = some!(value::path),
+        "a file such as /run/secrets/kubernetes.io/serviceaccount/token",
+        "File with the token for the API server. Excludes bearer_token_string.",
+        inert: Some(NOT_YET)),
+    opt!(Kubernetes Value Documented "bearer_token_string" "ENV_INPUT_EBPF_BEARER_TOKEN_STRING" "bearer-token-string",
+        kubernetes.bearer_token = some!(value::secret),
+        "a text",
+        "The token for the API server itself. Excludes bearer_token.",
+        secret: true, inert: Some(NOT_YET)),
+    opt!(Kubernetes List Documented "workload_labels" "ENV_INPUT_EBPF_WORKLOAD_LABELS" "workload-labels" [""],
+        kubernetes.workload_labels = value::list,
+        "names of labels",
+        "Labels of pods and workloads to add as tags.",
+        inert: Some(NOT_YET)),
+    opt!(Kubernetes Value Documented "workload_label_prefix" "ENV_INPUT_EBPF_WORKLOAD_LABEL_PREFIX"
+        "workload-label-prefix",
+        kubernetes.workload_label_prefix = some!(value::text),
+        "a text",
+        "Put before the names of the tags made from labels.",
+        inert: Some(NOT_YET)),
+    // --- agent to aggregator
+    opt!(Uplink Value Ours "aggregator" "ENV_INPUT_EBPF_AGGREGATOR" "aggregator",
+        uplink.aggregator = some!(value::from_str),
+        "http://host:port or https://host:port",
+        "The aggregator to send records to. Excludes dataway."),
+    opt!(Uplink Value Ours "tls_ca" "ENV_INPUT_EBPF_TLS_CA" "tls-ca",
+        uplink.tls.ca = some!(value::path),
+        "a PEM file",
+        "Authorities trusted to sign the other end's certificate."),
+    opt!(Uplink Value Ours "tls_cert" "ENV_INPUT_EBPF_TLS_CERT" "tls-cert",
+        uplink.tls.cert = some!(value::path),
+        "a PEM file; together with tls_key",
+        "Own certificate chain."),
+    opt!(Uplink Value Ours "tls_key" "ENV_INPUT_EBPF_TLS_KEY" "tls-key",
+        uplink.tls.key = some!(value::path),
+        "a PEM file; together with tls_cert",
+        "Key of the own certificate."),
+    opt!(Uplink Value Ours "tls_server_name" "ENV_INPUT_EBPF_TLS_SERVER_NAME" "tls-server-name",
+        uplink.tls.server_name = some!(value::text),
+        "a DNS name",
+        "Name expected in the aggregator's certificate; otherwise the host of its address."),
+    opt!(Uplink Switch Ours "allow_plaintext" "ENV_INPUT_EBPF_ALLOW_PLAINTEXT" "allow-plaintext" ["false"],
+        uplink.allow_plaintext = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Allow a connection without TLS beyond loopback."),
+    // --- outputs
+    opt!(Outputs List Ours "dataway" "ENV_INPUT_EBPF_DATAWAY" "dataway" [""],
+        outputs.dataway = value::each,
+        "URLs such as https://openway.example?token=tkn_...",
+        "DataWay servers; each gets every record. Excludes aggregator.",
+        secret: true),
+    opt!(Outputs Value Ours "dataway_token_file" "ENV_INPUT_EBPF_DATAWAY_TOKEN_FILE" "dataway-token-file",
+        outputs.dataway_token_file = some!(value::path),
+        "a file with one token",
+        "Token of the DataWay servers whose URL has none."),
+    opt!(Outputs Value Ours "dataway_encoding" "ENV_INPUT_EBPF_DATAWAY_ENCODING" "dataway-encoding" ["protobuf"],
+        outputs.dataway_encoding = value::from_str,
+        "protobuf or line-protocol",
+        "Format of request bodies."),
+    opt!(Outputs Switch Ours "dataway_gzip" "ENV_INPUT_EBPF_DATAWAY_GZIP" "dataway-gzip" ["true"],
+        outputs.dataway_gzip = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Compress request bodies."),
+    opt!(Outputs Value Ours "output_file" "ENV_INPUT_EBPF_OUTPUT_FILE" "output-file",
+        outputs.file = some!(value::path),
+        "a file to append to",
+        "Write records to this file too."),
+    opt!(Outputs Value Ours "output_format" "ENV_INPUT_EBPF_OUTPUT_FORMAT" "output-format" ["json"],
+        outputs.file_format = value::from_str,
+        "json, line-protocol or table; together with output_file",
+        "Format of output_file."),
+    opt!(Outputs Value Ours "output_stdout" "ENV_INPUT_EBPF_OUTPUT_STDOUT" "output-stdout" ["off"],
+        outputs.stdout = value::from_str,
+        "off, json, line-protocol or table",
+        "Write records to standard output too."),
+    // --- queue
+    opt!(Queue Value Ours "queue_dir" "ENV_INPUT_EBPF_QUEUE_DIR" "queue-dir" ["/var/lib/ebpf-collector/queue"],
+        queue.dir = value::path,
+        "a directory on a local disk",
+        "Where records wait until they are delivered."),
+    opt!(Queue Value Ours "queue_max_size" "ENV_INPUT_EBPF_QUEUE_MAX_SIZE" "queue-max-size" ["2GiB"],
+        queue.max_size = |raw| value::size(raw, 16 * MIB, 64 * TIB).map(Bytes),
+        "a size from 16MiB to 64TiB",
+        "Most disk space the queue may use."),
+    opt!(Queue Value Ours "queue_max_age" "ENV_INPUT_EBPF_QUEUE_MAX_AGE" "queue-max-age" ["12h"],
+        queue.max_age = |raw| value::duration(raw, MINUTE, 720 * HOUR),
+        "a duration from 1m to 30days",
+        "Records that waited longer are given up and counted as lost."),
+    // --- kernel maps
+    opt!(Kernel Value Ours "tcp_connections_max" "ENV_INPUT_EBPF_TCP_CONNECTIONS_MAX" "tcp-connections-max" ["262144"],
+        kernel.tcp_connections_max = |raw| value::integer(raw, 1024, 16_777_216),
+        "a whole number from 1024 to 16777216",
+        "TCP connections watched at one time."),
+    opt!(Kernel Value Ours "flow_map_entries" "ENV_INPUT_EBPF_FLOW_MAP_ENTRIES" "flow-map-entries" ["32768"],
+        kernel.flow_map_entries = |raw| value::integer(raw, 1024, 16_777_216),
+        "a whole number from 1024 to 16777216",
+        "UDP flows counted in one cycle."),
+    opt!(Kernel Value Ours "ring_buffer_size" "ENV_INPUT_EBPF_RING_BUFFER_SIZE" "ring-buffer-size" ["4MiB"],
+        kernel.ring_buffer_size = |raw| match value::size(raw, 64 * KIB, 1024 * MIB)? {
+            bytes if bytes.is_power_of_two() => Ok(Bytes(bytes)),
+            _ => Err("it is no power of two".to_owned()),
+        },
+        "a power of two from 64KiB to 1GiB",
+        "Size of each ring buffer between kernel and agent."),
+    // --- operation
+    opt!(Operation Value Documented "log_level" "ENV_INPUT_EBPF_LOG_LEVEL" "log-level" ["info"],
+        log.level = value::text,
+        "off, error, warn, info, debug, trace, or a filter such as info,node_agent=debug",
+        "What is logged."),
+    opt!(Operation Value Ours "log_format" "ENV_INPUT_EBPF_LOG_FORMAT" "log-format" ["text"],
+        log.format = value::from_str,
+        "text or json",
+        "Shape of a log line."),
+    opt!(Operation Value Ours "admin_listen" "ENV_INPUT_EBPF_ADMIN_LISTEN" "admin-listen" ["127.0.0.1:6062"],
+        admin_listen = value::from_str,
+        "address:port; port 0 for any free one",
+        "Where /metrics, /healthz, /readyz and /ledger are served. There is no access control."),
+    opt!(Operation Value Documented "pprof_host" "ENV_INPUT_EBPF_PPROF_HOST" "pprof-host",
+        pprof.host = some!(value::text),
+        "a host name or address",
+        "Host of the profiling service.",
+        inert: Some("this build has no profiling service")),
+    opt!(Operation Value Documented "pprof_port" "ENV_INPUT_EBPF_PPROF_PORT" "pprof-port",
+        pprof.port = some!(|raw| value::integer(raw, 1, u16::MAX)),
+        "a port from 1 to 65535",
+        "Port of the profiling service.",
+        inert: Some("this build has no profiling service")),
+    ignored!(Operation Value Documented "datakit_apiserver" Some("ENV_INPUT_EBPF_DATAKIT_APISERVER"),
+        Some("datakit-apiserver"), value::text, "records go to DataWay (option dataway) without a DataKit between",
+        "DataKit's API server."),
+    ignored!(Operation Value Documented "log" Some("ENV_INPUT_EBPF_LOG"), Some("log"), value::text,
+        "logs go to standard error",
+        "Log file."),
+    // --- the old launcher's own keys
+    ignored!(Launcher Switch OldLauncher "daemon" None, None, value::boolean, LAUNCHER, "Run as a daemon."),
+    ignored!(Launcher Value OldLauncher "name" None, None, value::text, LAUNCHER, "Name of the external input."),
+    ignored!(Launcher Value OldLauncher "cmd" None, None, value::text, LAUNCHER, "Program to start."),
+    ignored!(Launcher List OldLauncher "args" None, None, value::list,
+        "this agent starts by itself; of these arguments it took those that are options of its own",
+        "Arguments of that program. `--hostname`, `--service` and `--log-level` in it are taken as options."),
+    ignored!(Launcher List OldLauncher "envs" None, None, value::list, LAUNCHER, "Environment of that program."),
+];
