@@ -20,9 +20,6 @@ const ENVIRONMENT: &[&str] = &["PATH=/bin", "HOME=/tmp", "RUST_BACKTRACE=1", "TE
 
 /// Writes the archive for one kernel and one job.
 pub(crate) fn write(path: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    }
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
     let mut config = String::new();

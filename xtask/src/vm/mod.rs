@@ -14,9 +14,10 @@ mod kernel;
 mod modules;
 mod qemu;
 
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -112,12 +113,16 @@ pub(crate) struct Outcome {
 /// Runs one job on one kernel.
 pub(crate) fn run(kernel: &Kernel, job: &Job) -> Result<Outcome> {
     let directory = project::target_dir()?.join("vm");
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    // Machines of one name share their log and result files: a second one waits for its turn.
+    let lock = File::create(directory.join(format!("{}.lock", kernel.name))).context("creating the lock file")?;
+    lock.lock().context("waiting for another run on this kernel")?;
     let image = directory.join(format!("{}.cpio", kernel.name));
-    initramfs::write(&image, kernel, job).context("writing the initramfs")?;
-    let started = Instant::now();
-    let outcome = qemu::boot(kernel, &image, job, &directory);
-    let _ = std::fs::remove_file(&image);
-    outcome.with_context(|| format!("kernel {}, after {:.1} s", kernel.name, started.elapsed().as_secs_f64()))
+    let outcome = initramfs::write(&image, kernel, job)
+        .context("writing the initramfs")
+        .and_then(|()| qemu::boot(kernel, &image, job, &directory));
+    let _ = fs::remove_file(&image);
+    outcome.with_context(|| format!("kernel {}", kernel.name))
 }
 
 /// Entry of the chore.
