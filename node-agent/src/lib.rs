@@ -4,3 +4,5 @@
 //! ebpf/ (probe, offsets, load) ▶ capture/<plugin> (drain, sessions) ▶ identity/ (names) ▶ uplink/ (batches, acks)
 //! ```
 //! Entry: [`run`] in `agent.rs`.
+
+pub mod ebpf;

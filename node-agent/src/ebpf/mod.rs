@@ -1,0 +1,13 @@
+//! Getting programs into the kernel: type look-ups, offsets, loading and attaching, capability vector.
+//!
+//! ```text
+//! btf (/sys/kernel/btf/vmlinux) ▶ offsets ▶ net::load (per-program attach, best hook first) ▶ capability vector
+//! ```
+//! Features are probed by trying; no version strings. A program that fails to load or attach costs its feature only.
+
+pub mod btf;
+pub mod capability;
+pub mod net;
+pub mod offsets;
+pub mod privileges;
+pub mod sys;
