@@ -6,4 +6,5 @@
 //! ```
 //! Entry: [`pipeline::Pipeline`]. A batch is acknowledged when `accept` returns: by then it is safe on disk.
 
+pub mod ingest;
 pub mod pipeline;
