@@ -4,7 +4,15 @@
 //! ingest (gRPC) ─┐
 //! standalone ────┴▶ pipeline::Pipeline::accept ▶ de-duplicate + encode + queue (disk) ▶ one delivery task per sink
 //! ```
-//! Entry: [`pipeline::Pipeline`]. A batch is acknowledged when `accept` returns: by then it is safe on disk.
+//! Entry: [`Aggregator::start`]. A batch is acknowledged when `accept` returns: by then it is safe on disk.
 
+mod aggregator;
+pub mod config;
 pub mod ingest;
 pub mod pipeline;
+mod queue;
+mod route;
+pub mod sinks;
+
+pub use aggregator::{Aggregator, Drained, StartError};
+pub use queue::OpenError;

@@ -1,8 +1,22 @@
 //! From an accepted batch to the sinks' disk queues.
+//!
+//! ```text
+//! accept (many callers) ─▶ committer (one thread): duplicates? ▶ encode ▶ compress ▶ room? ▶ one transaction ─▶ answers
+//! ```
+//! Entry: [`Accept::accept`] of [`Pipeline`]. What waits for the committer is bounded in records; more waits at the door.
 
-use std::sync::Arc;
+pub(crate) mod committer;
+pub(crate) mod dedup;
+pub(crate) mod encode;
+pub(crate) mod metrics;
+
+use std::sync::{Arc, mpsc};
 
 use records::{Globals, RecordBatch, Str};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use committer::{Command, Request};
 
 /// Names one batch for ever: the agent's node, the agent's start, and a number that grows by one from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,5 +81,68 @@ pub trait Accept: Send + Sync + 'static {
     /// that reconnects drop what arrived although the acknowledgement did not; 0 is always a correct answer.
     async fn last_contiguous(&self, _node: &str, _boot_id: u64) -> u64 {
         0
+    }
+}
+
+/// The way in. Made by [`crate::Aggregator::start`].
+#[derive(Debug)]
+pub struct Pipeline {
+    commands: mpsc::Sender<Command>,
+    room: Arc<Semaphore>,
+    max_pending_records: u32,
+    stopping: CancellationToken,
+}
+
+// === impl Pipeline ===
+
+impl Pipeline {
+    pub(crate) fn new(
+        commands: mpsc::Sender<Command>,
+        max_pending_records: usize,
+        stopping: CancellationToken,
+    ) -> Self {
+        let max_pending_records = u32::try_from(max_pending_records).unwrap_or(u32::MAX).max(1);
+        let room = Arc::new(Semaphore::new(max_pending_records as usize));
+        Self {
+            commands,
+            room,
+            max_pending_records,
+            stopping,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Accept for Pipeline {
+    async fn accept(&self, delivery: Delivery) -> Result<Accepted, AcceptError> {
+        // An empty batch costs a place too; one above the bound passes alone.
+        let records = u32::try_from(delivery.batch.len())
+            .unwrap_or(u32::MAX)
+            .clamp(1, self.max_pending_records);
+        let room = Arc::clone(&self.room).acquire_many_owned(records);
+        let permit = tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => return Err(AcceptError::Stopping),
+            permit = room => permit.map_err(|_| AcceptError::Stopping)?,
+        };
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            delivery,
+            reply,
+            permit,
+        };
+        self.commands
+            .send(Command::Accept(request))
+            .map_err(|_| AcceptError::Stopping)?;
+        answer.await.unwrap_or(Err(AcceptError::Stopping))
+    }
+
+    async fn last_contiguous(&self, node: &str, boot_id: u64) -> u64 {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::LastContiguous((Str::from(node), boot_id), reply);
+        if self.commands.send(command).is_err() {
+            return 0;
+        }
+        answer.await.unwrap_or(0)
     }
 }

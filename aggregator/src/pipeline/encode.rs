@@ -1,0 +1,191 @@
+//! A group's records to bodies: encode once per form, compress on all cores.
+
+use std::{collections::HashMap, io::Write as _, num::NonZero, sync::Arc};
+
+use flate2::{Compression, write::GzEncoder};
+use records::{
+    Globals, Str,
+    encode::{Body, BodyBuilder, PointEncoder},
+};
+
+use super::Delivery;
+use crate::route::{Form, Plan};
+
+/// Agents whose encoders are kept.
+const MAX_AGENTS: usize = 4096;
+
+/// One body ready for a queue or a text sink.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) points: u32,
+    pub(crate) raw_len: u32,
+    pub(crate) gzip: bool,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Bodies of one form.
+#[derive(Debug, Default)]
+pub(crate) struct Encoded {
+    pub(crate) bodies: Vec<Packed>,
+    /// Records that no body can carry.
+    pub(crate) too_large: u64,
+}
+
+/// Encoders of the agents heard of, by node.
+#[derive(Debug)]
+pub(crate) struct Encoders {
+    agents: HashMap<Str, AgentEncoders>,
+    workers: usize,
+}
+
+#[derive(Debug)]
+struct AgentEncoders {
+    globals: Arc<Globals>,
+    /// In the order of the plan's forms.
+    by_form: Vec<PointEncoder>,
+}
+
+// === impl Encoders ===
+
+impl Encoders {
+    pub(crate) fn new() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            agents: HashMap::new(),
+            workers,
+        }
+    }
+
+    /// Encodes the deliveries once per form of the plan.
+    pub(crate) fn encode(&mut self, plan: &Plan, deliveries: &[Delivery]) -> Vec<Encoded> {
+        for delivery in deliveries {
+            self.prepare(plan, delivery);
+        }
+        let mut out = Vec::with_capacity(plan.forms.len());
+        for (index, (form, _)) in plan.forms.iter().enumerate() {
+            let mut builder = BodyBuilder::new(form.format, form.limit);
+            let mut raw: Vec<Body> = Vec::new();
+            let mut too_large = 0;
+            for delivery in deliveries {
+                let encoder = self
+                    .agents
+                    .get(&delivery.id.node)
+                    .and_then(|agent: &AgentEncoders| agent.by_form.get(index));
+                let Some(encoder) = encoder else { continue };
+                for row in &delivery.batch.netflow {
+                    match builder.push(encoder, row) {
+                        Ok(full) => raw.extend(full),
+                        Err(error) => {
+                            if too_large == 0 {
+                                tracing::error!(node = %delivery.id.node, %error, "A record cannot be sent and is lost");
+                            }
+                            too_large += 1;
+                        }
+                    }
+                }
+            }
+            raw.extend(builder.finish());
+            out.push(Encoded {
+                bodies: pack(form, raw, self.workers),
+                too_large,
+            });
+        }
+        out
+    }
+
+    fn prepare(&mut self, plan: &Plan, delivery: &Delivery) {
+        let known = self
+            .agents
+            .get(&delivery.id.node)
+            .is_some_and(|agent| Arc::ptr_eq(&agent.globals, &delivery.globals) || agent.globals == delivery.globals);
+        if known {
+            return;
+        }
+        if self.agents.len() >= MAX_AGENTS {
+            self.agents.clear();
+        }
+        let by_form: Vec<PointEncoder> = plan
+            .forms
+            .iter()
+            .map(|(form, _)| PointEncoder::new(form.format, &delivery.globals, form.options))
+            .collect();
+        if let Some(encoder) = by_form.first().filter(|encoder| !encoder.adjustments().is_empty()) {
+            tracing::warn!(
+                node = %delivery.id.node, adjustments = ?encoder.adjustments(),
+                "Global tags had to be changed to fit the limits of points"
+            );
+        }
+        self.agents.insert(
+            delivery.id.node.clone(),
+            AgentEncoders {
+                globals: Arc::clone(&delivery.globals),
+                by_form,
+            },
+        );
+    }
+}
+
+/// Compresses bodies, in parallel if there are several.
+fn pack(form: &Form, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
+    let workers = workers.min(raw.len());
+    if form.gzip_level == 0 || workers <= 1 {
+        return raw.into_iter().map(|body| pack_one(form.gzip_level, body)).collect();
+    }
+    let share = raw.len().div_ceil(workers);
+    let mut shares: Vec<Vec<Body>> = Vec::with_capacity(workers);
+    let mut rest = raw.into_iter();
+    loop {
+        let next: Vec<Body> = rest.by_ref().take(share).collect();
+        if next.is_empty() {
+            break;
+        }
+        shares.push(next);
+    }
+    let level = form.gzip_level;
+    let work = move |share: Vec<Body>| {
+        share
+            .into_iter()
+            .map(|body| pack_one(level, body))
+            .collect::<Vec<Packed>>()
+    };
+    std::thread::scope(|scope| {
+        let mine = shares.pop();
+        let others: Vec<_> = shares
+            .into_iter()
+            .map(|share| scope.spawn(move || work(share)))
+            .collect();
+        let mut packed = Vec::new();
+        for other in others {
+            match other.join() {
+                Ok(share) => packed.extend(share),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        packed.extend(mine.map(work).unwrap_or_default());
+        packed
+    })
+}
+
+fn pack_one(gzip_level: u32, body: Body) -> Packed {
+    let raw_len = u32::try_from(body.bytes.len()).unwrap_or(u32::MAX);
+    let plain = |bytes| Packed {
+        points: body.points,
+        raw_len,
+        gzip: false,
+        bytes,
+    };
+    if gzip_level == 0 {
+        return plain(body.bytes);
+    }
+    let mut gzip = GzEncoder::new(Vec::with_capacity(body.bytes.len() / 4), Compression::new(gzip_level));
+    // Writing to memory does not fail; should it ever, the body goes uncompressed.
+    match gzip.write_all(&body.bytes).and_then(|()| gzip.finish()) {
+        Ok(bytes) => Packed {
+            points: body.points,
+            raw_len,
+            gzip: true,
+            bytes,
+        },
+        Err(_) => plain(body.bytes),
+    }
+}

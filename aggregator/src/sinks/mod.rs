@@ -1,0 +1,258 @@
+//! Where records end: DataWay through the disk queue, the terminal, a file.
+//!
+//! ```text
+//! committer ─▶ disk queue ─▶ deliver::run (one task per sink, a few bodies under way) ─▶ dataway::Client ─▶ 2xx ─▶ removal
+//! committer ─▶ text::TextSink (file: written and synced before the acknowledgement; terminal: after it)
+//! ```
+//! [`Sink`] is what the committer, the delivery task, the metrics and the status share about one sink.
+
+pub mod dataway;
+pub(crate) mod dead_letter;
+pub(crate) mod deliver;
+pub(crate) mod gate;
+pub(crate) mod metrics;
+pub(crate) mod text;
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use telemetry::{ComponentHandle, Ledger, Stage};
+use tokio::sync::Notify;
+
+use crate::{
+    config::{SinkConfig, SinkKind, WhenFull},
+    queue::{Backlog, BodyMeta},
+};
+
+/// A sink's state for health, metrics and the collector object's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkStatus {
+    /// Name of the sink.
+    pub name: String,
+    /// `dataway`, `stdout` or `file`.
+    pub kind: &'static str,
+    /// Address or path, without secrets.
+    pub target: String,
+    /// Bodies in the disk queue.
+    pub backlog_bodies: u64,
+    /// Points in the disk queue.
+    pub backlog_points: u64,
+    /// Bytes of the disk queue.
+    pub backlog_bytes: u64,
+    /// Age of the oldest body in the queue.
+    pub oldest: Option<Duration>,
+    /// Points delivered since start.
+    pub delivered_points: u64,
+    /// Last delivery.
+    pub last_success: Option<SystemTime>,
+    /// Last failure, kept after later successes.
+    pub last_error: Option<SinkError>,
+    /// True while the last attempt failed.
+    pub failing: bool,
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkError {
+    /// A word of a small fixed set, e.g. `timeout`, `http_5xx`, `unauthorized`.
+    pub kind: &'static str,
+    /// What happened, without secrets.
+    pub text: String,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// One configured sink.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) target: String,
+    pub(crate) when_full: WhenFull,
+    /// Slot in the queue; `None` for sinks that do not use it.
+    pub(crate) slot: Option<u32>,
+    pub(crate) max_bytes: u64,
+    /// Points from the commit to the end of their delivery.
+    pub(crate) queue: Stage,
+    /// Points from the first attempt to the answer.
+    pub(crate) deliver: Stage,
+    /// Wakes the delivery task.
+    pub(crate) arrived: Notify,
+    backlog: Mutex<Backlog>,
+    /// Full until the backlog is a sixteenth below the bound, so that batches are not encoded in vain.
+    full: AtomicBool,
+    /// Points read by the delivery task and not yet removed.
+    claimed: AtomicU64,
+    delivered: AtomicU64,
+    outcome: Mutex<Outcome>,
+    health: ComponentHandle,
+}
+
+#[derive(Debug, Default)]
+struct Outcome {
+    last_success: Option<SystemTime>,
+    last_error: Option<SinkError>,
+    failing: bool,
+}
+
+// === impl Sink ===
+
+impl Sink {
+    pub(crate) fn new(
+        config: &SinkConfig,
+        slot: Option<u32>,
+        max_bytes: u64,
+        ledger: &Ledger,
+        health: &telemetry::Health,
+    ) -> Self {
+        let (kind, target) = match &config.kind {
+            SinkKind::Dataway(dataway) => ("dataway", dataway.endpoint.to_string()),
+            SinkKind::Stdout(_) => ("stdout", "-".to_owned()),
+            SinkKind::File(file) => ("file", file.path.display().to_string()),
+        };
+        // Stage names are static; sinks are few and live as long as the process.
+        let stage = |what: &str| ledger.stage(Box::leak(format!("sink.{}.{what}", config.name).into_boxed_str()));
+        let component = health.component(&format!("sink.{}", config.name));
+        component.set_ok();
+        Self {
+            name: config.name.clone(),
+            kind,
+            target,
+            when_full: config.when_full,
+            slot,
+            max_bytes,
+            queue: stage("queue"),
+            deliver: stage("deliver"),
+            arrived: Notify::new(),
+            backlog: Mutex::default(),
+            full: AtomicBool::new(false),
+            claimed: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            outcome: Mutex::default(),
+            health: component,
+        }
+    }
+
+    /// What the queue holds.
+    pub(crate) fn backlog(&self) -> Backlog {
+        *self.backlog.lock()
+    }
+
+    /// Takes over what the queue file holds, after opening it.
+    pub(crate) fn restore(&self, stored: Backlog) {
+        let mut backlog = self.backlog.lock();
+        // More than known: rows of an earlier run, or of a commit that failed after it had reached the disk.
+        self.queue.entered(stored.points.saturating_sub(backlog.points));
+        let next_id = backlog.next_id.max(stored.next_id);
+        *backlog = Backlog { next_id, ..stored };
+    }
+
+    /// The queue file was lost. Bodies in the delivery task's hands are not.
+    pub(crate) fn forget_stored(&self) -> u64 {
+        let mut backlog = self.backlog.lock();
+        let points = backlog.points.saturating_sub(self.claimed.load(Ordering::Relaxed));
+        self.queue.lost("damaged", points);
+        *backlog = Backlog {
+            next_id: backlog.next_id,
+            ..Backlog::default()
+        };
+        points
+    }
+
+    /// Counts bodies that were stored.
+    pub(crate) fn stored(&self, bodies: &[(u64, BodyMeta)]) {
+        let Some((last, _)) = bodies.last() else { return };
+        let mut backlog = self.backlog.lock();
+        for (_, meta) in bodies {
+            backlog.bodies += 1;
+            backlog.points += u64::from(meta.points);
+            backlog.bytes += meta.cost();
+            self.queue.entered(meta.points.into());
+        }
+        backlog.next_id = last + 1;
+        drop(backlog);
+        self.arrived.notify_one();
+    }
+
+    /// Counts a body that left the queue file.
+    pub(crate) fn removed(&self, meta: &BodyMeta) {
+        let mut backlog = self.backlog.lock();
+        backlog.bodies = backlog.bodies.saturating_sub(1);
+        backlog.points = backlog.points.saturating_sub(meta.points.into());
+        backlog.bytes = backlog.bytes.saturating_sub(meta.cost());
+    }
+
+    /// True if no more can be stored now. `more` is what is about to be added, 0 to ask before encoding.
+    pub(crate) fn is_full(&self, more: u64) -> bool {
+        let bytes = self.backlog.lock().bytes;
+        let bound = if self.full.load(Ordering::Relaxed) {
+            self.max_bytes - self.max_bytes / 16
+        } else {
+            self.max_bytes
+        };
+        let full = if more == 0 {
+            bytes >= bound
+        } else {
+            bytes + more > self.max_bytes
+        };
+        self.full.store(full, Ordering::Relaxed);
+        full
+    }
+
+    pub(crate) fn claim(&self, points: u32) {
+        self.claimed.fetch_add(points.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn release(&self, points: u32) {
+        self.claimed.fetch_sub(points.into(), Ordering::Relaxed);
+    }
+
+    /// Counts a delivery; true if it ended a failure.
+    pub(crate) fn succeeded(&self, points: u64) -> bool {
+        self.delivered.fetch_add(points, Ordering::Relaxed);
+        let mut outcome = self.outcome.lock();
+        outcome.last_success = Some(SystemTime::now());
+        let recovered = std::mem::take(&mut outcome.failing);
+        drop(outcome);
+        if recovered {
+            self.health.set_ok();
+        }
+        recovered
+    }
+
+    /// Records a failure; `text` holds no secret.
+    pub(crate) fn failed(&self, kind: &'static str, text: &str) {
+        let error = SinkError {
+            kind,
+            text: text.to_owned(),
+            at: SystemTime::now(),
+        };
+        let mut outcome = self.outcome.lock();
+        outcome.last_error = Some(error);
+        outcome.failing = true;
+        drop(outcome);
+        self.health.set_degraded(format!("{kind}: {text}"));
+    }
+
+    /// The state now; `oldest` is the age of the queue's head.
+    pub(crate) fn status(&self, oldest: Option<Duration>) -> SinkStatus {
+        let backlog = self.backlog();
+        let outcome = self.outcome.lock();
+        SinkStatus {
+            name: self.name.clone(),
+            kind: self.kind,
+            target: self.target.clone(),
+            backlog_bodies: backlog.bodies,
+            backlog_points: backlog.points,
+            backlog_bytes: backlog.bytes,
+            oldest,
+            delivered_points: self.delivered.load(Ordering::Relaxed),
+            last_success: outcome.last_success,
+            last_error: outcome.last_error.clone(),
+            failing: outcome.failing,
+        }
+    }
+}
