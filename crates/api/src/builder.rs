@@ -173,8 +173,8 @@ impl ConfigBuilder {
         let vars: BTreeMap<OsString, OsString> = vars.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
         for spec in options() {
             let names = spec.env.iter().chain(spec.env_aliases);
-            let set = names.filter_map(|name| Some((*name, vars.get(&OsString::from(name))?)));
-            let Some((name, value)) = set.filter(|(_, value)| !value.is_empty()).next() else {
+            let mut set = names.filter_map(|name| Some((*name, vars.get(&OsString::from(name))?)));
+            let Some((name, value)) = set.find(|(_, value)| !value.is_empty()) else {
                 continue;
             };
             let origin = format!("environment variable {name}");
@@ -325,12 +325,22 @@ fn apply(spec: &OptionSpec, config: &mut AgentConfig, given: &Given) -> Result<(
         value: Some(if spec.secret {
             "***".into()
         } else {
-            given.raw.to_string()
+            without_token(given.raw.to_string())
         }),
         origin: Some(given.origin.clone()),
-        problem,
+        problem: without_token(problem),
         accepted: Some(spec.accepts.into()),
     })
+}
+
+/// A token may stand in the wrong option too: what follows `token=` is not shown.
+fn without_token(mut shown: String) -> String {
+    const NAME: &str = "token=";
+    if let Some(at) = shown.to_ascii_lowercase().find(NAME) {
+        shown.truncate(at + NAME.len());
+        shown.push_str("***");
+    }
+    shown
 }
 
 fn toml_value(spec: &OptionSpec, value: toml::Value) -> Result<Raw, String> {

@@ -202,6 +202,11 @@ pub(crate) fn combination(config: &mut AgentConfig, explicit: &Explicit, errors:
     }
     uplink(config, &mut check);
     outputs(config, &mut check);
+    if let (None, Some(origin)) = (&config.outputs.file, explicit.get("output_format")) {
+        config.warnings.push(format!(
+            "output_format ({origin}) has no effect: output_file is not set"
+        ));
+    }
 }
 
 fn uplink(config: &AgentConfig, check: &mut Check<'_>) {
@@ -249,13 +254,6 @@ fn outputs(config: &AgentConfig, check: &mut Check<'_>) {
             "dataway_token_file together with a URL that has no token",
         ),
         _ => {}
-    }
-    if outputs.file.is_none() && check.explicit.contains_key("output_format") {
-        check.refuse(
-            &["output_format", "output_file"],
-            "there is no file to write",
-            "output_file as well",
-        );
     }
 }
 

@@ -227,10 +227,10 @@ pub(crate) fn word_set<T: FromStr<Err = words::UnknownWord> + Ord>(raw: &Raw) ->
 pub(crate) fn each<T: FromStr<Err: Display>>(raw: &Raw) -> Parsed<Vec<T>> {
     let mut errors = Vec::new();
     let mut items = Vec::new();
-    for item in list(raw)? {
+    for (index, item) in list(raw)?.iter().enumerate() {
         match item.parse() {
             Ok(item) => items.push(item),
-            Err(error) => errors.push(T::Err::to_string(&error)),
+            Err(error) => errors.push(format!("item {}: {error}", index + 1)),
         }
     }
     if errors.is_empty() {
