@@ -4,7 +4,7 @@
 //! appends one row per call; [`BodyBuilder`] cuts a run of rows into request bodies of bounded size.
 //!
 //! Data flow: the column table of the measurement ([`crate::netflow::COLUMNS`]) and the checked global tags ([`check`])
-//! become one plan per row shape ([`plan`]); a format module walks the plan. Rows of one shape (transport, direction,
+//! become one plan per row shape (module `plan`); a format module walks the plan. Rows of one shape (transport, direction,
 //! which ends have Kubernetes names, ...) differ only in their values, so all that is constant is encoded once.
 
 mod body;

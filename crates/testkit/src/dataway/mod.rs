@@ -1,9 +1,9 @@
 //! A strict DataWay stub: takes `POST /v1/write/<category>?token=...`, checks every rule of the protocol and every name
 //! and type of the documentation, keeps what it decoded (or only sums of it), and can be told to fail.
 //!
-//! Entry: [`DatawayStub::start`] in tests, the binary `dataway-stub` in scripts. Data flow: [`server`] takes requests and
-//! checks headers, [`decode`] makes points of bodies without any code of the product, [`measurements`] checks points,
-//! [`store`] counts them and recognises repeated bodies.
+//! Entry: [`DatawayStub::start`] in tests, the binary `dataway-stub` in scripts. Data flow: `server` takes requests and
+//! checks headers, `decode` makes points of bodies without any code of the product, `measurements` checks points,
+//! `store` counts them and recognises repeated bodies.
 
 mod decode;
 mod measurements;
