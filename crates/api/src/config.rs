@@ -233,6 +233,8 @@ pub struct PprofConfig {
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet];
 const BUILT_L7: &[L7Flow] = &[];
+/// Parts that come with a plugin, without an option of their own.
+const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")];
 
 // === impl AgentConfig ===
 
@@ -241,19 +243,18 @@ impl AgentConfig {
     /// them and runs the others.
     #[must_use]
     pub fn plugins_not_built(&self) -> Vec<String> {
-        let plugins = self
-            .plugins
-            .iter()
-            .filter(|plugin| !BUILT_PLUGINS.contains(plugin))
-            .map(ToString::to_string);
+        let enabled = |plugin| self.plugins.contains(&plugin);
+        let plugins = self.plugins.iter().filter(|plugin| !BUILT_PLUGINS.contains(plugin));
         let l7 = self
             .net
             .l7
             .iter()
-            .filter(|flow| !BUILT_L7.contains(flow))
-            .map(|flow| format!("ebpf-net/{flow}"));
+            .filter(|flow| enabled(Plugin::EbpfNet) && !BUILT_L7.contains(flow));
+        let parts = UNBUILT_PARTS.iter().filter(|(plugin, _)| enabled(*plugin));
         plugins
-            .chain(l7.filter(|_| self.plugins.contains(&Plugin::EbpfNet)))
+            .map(ToString::to_string)
+            .chain(l7.map(|flow| format!("ebpf-net/{flow}")))
+            .chain(parts.map(|(_, part)| (*part).to_owned()))
             .collect()
     }
 

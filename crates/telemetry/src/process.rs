@@ -113,6 +113,16 @@ mod tests {
             after.resident_bytes > before.resident_bytes + (48 << 20),
             "{before:?} {after:?}"
         );
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
+            .unwrap();
+        let rss = rss.trim().parse::<u64>().unwrap() << 10;
+        assert!(
+            after.resident_bytes.abs_diff(rss) < 32 << 20,
+            "{after:?}, status says {rss}"
+        );
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         assert!(
             (now - 86_400.0..now + 2.0).contains(&after.start_time_seconds),
