@@ -61,28 +61,26 @@ pub(crate) fn output_text(command: &mut Command) -> Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{} did not print UTF-8", shown(command)))
 }
 
-/// Builds one binary that needs no shared library and returns its path.
-pub(crate) fn build_static(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+/// Builds the binaries of packages so that they need no shared library, and returns the directory they are in.
+pub(crate) fn build_static(packages: &[&str], profile: &str, quiet: bool) -> Result<PathBuf> {
     let target_dir = target_dir()?;
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command
         .current_dir(root()?)
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            package,
-            "--bin",
-            binary,
-            "--profile",
-            profile,
-        ])
+        .args(["build", "--bins", "--profile", profile]);
+    if quiet {
+        command.arg("--quiet");
+    }
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    command
         .args(["--target", STATIC_TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(&mut command)?;
     let directory = if profile == "dev" { "debug" } else { profile };
-    Ok(target_dir.join(STATIC_TARGET).join(directory).join(binary))
+    Ok(target_dir.join(STATIC_TARGET).join(directory))
 }
 
 fn not_started(command: &Command) -> String {

@@ -24,7 +24,7 @@ pub(crate) fn write(path: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
     let mut archive = Archive::new(BufWriter::new(file));
     let mut config = String::new();
 
-    let init = project::build_static("ec-vm-init", "vm-init", "release")?;
+    let init = project::build_static(&["ec-vm-init"], "release", true)?.join("vm-init");
     archive.file("/init", 0o755, &read(&init)?)?;
     // The kernel opens the console before anything is mounted.
     archive.character_device("/dev/console", 5, 1)?;

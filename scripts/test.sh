@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Runs the test tiers and says at the end what passed, failed and was skipped.
+#
+#   scripts/test.sh [TIER...]     all of them, or some: fmt lint deny unit native vm image
+#
+# A tier is a function `tier_<name>` below: exit code 0 is passed, 77 skipped (its last output line says why), anything else
+# failed. It reports its tests with `tally`. Every tier's output is kept in target/test/<tier>.log.
+# With CI set, a skipped tier counts as failed: there, everything is supposed to run.
+set -uo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+cd "$ROOT" || exit 1
+
+ALL_TIERS=(fmt lint deny unit native vm image)
+KERNELS=(5.10 6.1 6.12 7.3)
+LOGS=$ROOT/target/test
+SKIPPED=77
+
+# --- tiers ------------------------------------------------------------------------------------------------------------
+
+tier_fmt() {
+    cargo fmt --all --check && tally passed 1
+}
+
+tier_lint() {
+    cargo clippy --workspace --all-targets -- -D warnings && tally passed 1
+}
+
+tier_deny() {
+    have cargo-deny || { echo "cargo-deny is not installed: make setup" && return $SKIPPED; }
+    cargo-deny --log-level warn check licenses bans sources || return
+    tally passed 3
+    # The list of known vulnerabilities is not on crates.io; without a way to it there is nothing to check against.
+    if cargo-deny --log-level error fetch db >"$LOGS/deny-fetch.log" 2>&1; then
+        cargo-deny --log-level warn check --disable-fetch advisories || return
+        tally passed 1
+    else
+        echo "advisories: the database of known vulnerabilities cannot be reached from here, not checked"
+    fi
+}
+
+tier_unit() {
+    cargo_tests cargo test --workspace --no-fail-fast
+}
+
+# Tests that load programs into this machine's kernel: marked #[ignore = "native: ..."], one at a time.
+tier_native() {
+    can_be_root || { echo "needs root, or sudo without a password" && return $SKIPPED; }
+    ((EUID == 0)) || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo --preserve-env env PATH=$PATH"
+    cargo_tests cargo test --workspace --no-fail-fast -- --ignored --test-threads=1
+}
+
+tier_vm() {
+    have qemu-system-x86_64 || { echo "qemu-system-x86_64 is not installed: make setup" && return $SKIPPED; }
+    static_binaries || return
+    local kernel status=0
+    for kernel in "${KERNELS[@]}"; do
+        vm_test "doctor on $kernel" --kernel "$kernel" -- dist/node-agent doctor || status=1
+    done
+    return $status
+}
+
+tier_image() {
+    static_binaries || return
+    scripts/image.sh && tally passed 1
+}
+
+# --- what tiers are made of -------------------------------------------------------------------------------------------
+
+# tally passed|failed|skipped NUMBER
+tally() { echo "$1 $2" >>"$COUNTS"; }
+
+# Runs cargo's tests and adds up what each test binary reports. No test at all is a failure.
+cargo_tests() {
+    local log=$LOGS/cargo-$BASHPID.log status passed failed
+    "$@" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+    rm -f "$log"
+    tally passed "$passed"
+    ((failed == 0)) || tally failed "$failed"
+    if ((passed + failed == 0 && status == 0)); then
+        echo "error: no test ran"
+        return 1
+    fi
+    return "$status"
+}
+
+# One test in a virtual machine: vm_test NAME ARGUMENTS-OF-XTASK-VM...
+vm_test() {
+    local name=$1
+    shift
+    say "$name"
+    if cargo xtask vm "$@"; then
+        tally passed 1
+    else
+        echo "FAILED: $name"
+        tally failed 1
+        return 1
+    fi
+}
+
+# The static binaries, built once per run.
+static_binaries() {
+    [[ ! -e $LOGS/static-built ]] || return 0
+    cargo xtask dist --with-tests && touch "$LOGS/static-built"
+}
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+# Sums a column of a counts file.
+count() { awk -v kind="$1" '$1 == kind { n += $2 } END { print n + 0 }' "$2"; }
+
+run_tier() {
+    local tier=$1 start=$SECONDS status result log=$LOGS/$1.log
+    COUNTS=$LOGS/$tier.counts
+    : >"$COUNTS"
+    printf '\n'
+    say "tier $tier"
+    "tier_$tier" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    case $status in
+    0) result=PASSED ;;
+    "$SKIPPED")
+        result="SKIPPED: $(tail -n 1 "$log" | sed 's/^ *//')"
+        tally skipped 1
+        if [[ -n ${CI:-} ]]; then
+            result="FAILED: skipped, which CI does not accept: ${result#SKIPPED: }"
+            tally failed 1
+        fi
+        ;;
+    *)
+        result="FAILED: see ${log#"$ROOT/"}"
+        (($(count failed "$COUNTS") > 0)) || tally failed 1
+        ;;
+    esac
+    local passed failed
+    passed=$(count passed "$COUNTS")
+    failed=$(count failed "$COUNTS")
+    TABLE+=("$(printf '%-7s %5d s %6d passed %4d failed   %s' "$tier" $((SECONDS - start)) "$passed" "$failed" "$result")")
+    PASSED=$((PASSED + passed))
+    FAILED=$((FAILED + failed))
+    SKIPS=$((SKIPS + $(count skipped "$COUNTS")))
+}
+
+TIERS=("$@")
+((${#TIERS[@]} > 0)) || TIERS=("${ALL_TIERS[@]}")
+for tier in "${TIERS[@]}"; do
+    declare -F "tier_$tier" >/dev/null || fail "there is no tier $tier" "tiers: ${ALL_TIERS[*]}"
+done
+mkdir -p "$LOGS"
+rm -f "$LOGS/static-built"
+PASSED=0 FAILED=0 SKIPS=0 TABLE=()
+for tier in "${TIERS[@]}"; do run_tier "$tier"; done
+
+printf '\n'
+printf '%s\n' "${TABLE[@]}"
+printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPS"
+((FAILED == 0))
