@@ -19,7 +19,11 @@ SKIPPED=77
 # --- tiers ------------------------------------------------------------------------------------------------------------
 
 tier_fmt() {
-    cargo fmt --all --check && tally passed 1
+    local files
+    files=$(cargo fmt --all -- --check -l) && tally passed 1 && return
+    echo "not formatted (make fmt does it):"
+    echo "$files"
+    return 1
 }
 
 tier_lint() {
