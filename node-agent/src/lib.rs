@@ -6,3 +6,4 @@
 //! Entry: [`run`] in `agent.rs`.
 
 pub mod ebpf;
+pub mod uplink;
