@@ -76,6 +76,10 @@ impl Archive {
         output(archive.apt("apt-get").arg("update")).context("reading the Debian package lists")?;
         let names = output_text(archive.apt("apt-cache").args(["pkgnames", "linux-"]))?;
         archive.names = names.lines().map(str::to_owned).collect();
+        // apt calls an unreachable mirror a warning.
+        if archive.names.is_empty() {
+            bail!("no package list could be read from {mirror} (EBPFCOLLECTOR_DEBIAN_MIRROR names another mirror)");
+        }
         Ok(archive)
     }
 
