@@ -3,7 +3,12 @@
 //! ```text
 //! ebpf/ (probe, offsets, load) ▶ capture/<plugin> (drain, sessions) ▶ identity/ (names) ▶ uplink/ (batches, acks)
 //! ```
-//! Entry: [`run`] in `agent.rs`.
+//! Entry: [`agent::run`].
 
+pub mod agent;
+pub mod capture;
+pub mod cli;
+pub mod doctor;
 pub mod ebpf;
+pub mod identity;
 pub mod uplink;

@@ -145,8 +145,8 @@ pub struct TcpCounters {
     pub rtt_us: u32,
     /// Mean deviation of the round-trip time, microseconds.
     pub rtt_var_us: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// TCP state number the counters were read in.
+    pub state: u32,
 }
 
 /// Aggregated closed connections of one [`FlowKey`].

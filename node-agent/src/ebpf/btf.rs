@@ -70,8 +70,10 @@ impl KernelTypes {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_from(path: &Path) -> Result<Self, BtfError> {
-        let data =
-            std::fs::read(path).map_err(|source| BtfError::Read { path: path.display().to_string(), source })?;
+        let data = std::fs::read(path).map_err(|source| BtfError::Read {
+            path: path.display().to_string(),
+            source,
+        })?;
         Self::parse(data)
     }
 
@@ -88,11 +90,18 @@ impl KernelTypes {
         let field = |at: usize| u32_at(&data, at).map(|v| v as usize).ok_or(bad("short header"));
         let (type_off, type_len, str_off, str_len) = (field(8)?, field(12)?, field(16)?, field(20)?);
         let end = header.checked_add(type_off).and_then(|v| v.checked_add(type_len));
-        let type_end = end.filter(|end| *end <= data.len()).ok_or(bad("types reach past the end"))?;
+        let type_end = end
+            .filter(|end| *end <= data.len())
+            .ok_or(bad("types reach past the end"))?;
         let str_start = header.checked_add(str_off).ok_or(bad("strings reach past the end"))?;
         let str_end = str_start.checked_add(str_len).filter(|end| *end <= data.len());
         let str_end = str_end.ok_or(bad("strings reach past the end"))?;
-        let mut this = Self { data, strings: (str_start, str_end), types: vec![0], structs: HashMap::new() };
+        let mut this = Self {
+            data,
+            strings: (str_start, str_end),
+            types: vec![0],
+            structs: HashMap::new(),
+        };
         let mut at = header + type_off;
         while at < type_end {
             let info = u32_at(&this.data, at + 4).ok_or(bad("short type record"))?;
@@ -123,7 +132,11 @@ impl KernelTypes {
     #[must_use]
     pub fn member(&self, name: &str, path: &str) -> Option<Member> {
         let mut type_id = *self.structs.get(name)?;
-        let mut found = Member { bit_offset: 0, bit_size: 0, type_id };
+        let mut found = Member {
+            bit_offset: 0,
+            bit_size: 0,
+            type_id,
+        };
         for part in path.split('.') {
             let next = self.member_of(type_id, part, 0)?;
             found = Member {
@@ -161,7 +174,9 @@ impl KernelTypes {
             };
             (0..vlen).find_map(|i| {
                 let entry = at + 12 + i * size;
-                (self.string(u32_at(&self.data, entry)?) == name).then(|| u32_at(&self.data, entry + 4)).flatten()
+                (self.string(u32_at(&self.data, entry)?) == name)
+                    .then(|| u32_at(&self.data, entry + 4))
+                    .flatten()
             })
         })
     }
@@ -191,13 +206,24 @@ impl KernelTypes {
                     let member_name = self.string(u32_at(&self.data, entry)?);
                     let type_id = u32_at(&self.data, entry + 4)?;
                     let raw = u32_at(&self.data, entry + 8)?;
-                    let (bit_offset, bit_size) = if bit_fields { (raw & 0xff_ffff, raw >> 24) } else { (raw, 0) };
+                    let (bit_offset, bit_size) = if bit_fields {
+                        (raw & 0xff_ffff, raw >> 24)
+                    } else {
+                        (raw, 0)
+                    };
                     if member_name == name {
-                        return Some(Member { bit_offset, bit_size, type_id });
+                        return Some(Member {
+                            bit_offset,
+                            bit_size,
+                            type_id,
+                        });
                     }
                     if member_name.is_empty() {
                         let inner = self.member_of(type_id, name, depth + 1)?;
-                        return Some(Member { bit_offset: bit_offset + inner.bit_offset, ..inner });
+                        return Some(Member {
+                            bit_offset: bit_offset + inner.bit_offset,
+                            ..inner
+                        });
                     }
                     None
                 })
@@ -210,7 +236,10 @@ impl KernelTypes {
         let start = self.strings.0 + offset as usize;
         let bytes = self.data.get(start..self.strings.1).unwrap_or_default();
         let len = bytes.iter().position(|b| *b == 0).unwrap_or(0);
-        bytes.get(..len).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
+        bytes
+            .get(..len)
+            .and_then(|b| std::str::from_utf8(b).ok())
+            .unwrap_or_default()
     }
 }
 
@@ -219,7 +248,10 @@ fn u16_at(data: &[u8], at: usize) -> Option<u16> {
 }
 
 fn u32_at(data: &[u8], at: usize) -> Option<u32> {
-    data.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+    data.get(at..at.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
 }
 
 #[cfg(test)]

@@ -37,23 +37,49 @@ pub struct Capabilities {
 impl Capabilities {
     /// Records a working feature.
     pub fn on(&mut self, name: &'static str, hook: impl Into<String>) {
-        self.features.push(Feature { name, state: State::On, hook: hook.into(), reason: String::new() });
+        self.features.push(Feature {
+            name,
+            state: State::On,
+            hook: hook.into(),
+            reason: String::new(),
+        });
     }
 
     /// Records a feature that works with a limit.
     pub fn degraded(&mut self, name: &'static str, hook: impl Into<String>, reason: impl Into<String>) {
-        self.features.push(Feature { name, state: State::Degraded, hook: hook.into(), reason: reason.into() });
+        self.features.push(Feature {
+            name,
+            state: State::Degraded,
+            hook: hook.into(),
+            reason: reason.into(),
+        });
     }
 
     /// Records a feature that does not work.
     pub fn off(&mut self, name: &'static str, reason: impl Into<String>) {
-        self.features.push(Feature { name, state: State::Off, hook: String::new(), reason: reason.into() });
+        self.features.push(Feature {
+            name,
+            state: State::Off,
+            hook: String::new(),
+            reason: reason.into(),
+        });
+    }
+
+    /// Lowers a feature that was found to work with a limit only.
+    pub fn replace_degraded(&mut self, name: &str, reason: impl Into<String>) {
+        if let Some(feature) = self.features.iter_mut().find(|f| f.name == name) {
+            feature.state = State::Degraded;
+            feature.reason = reason.into();
+        }
     }
 
     /// State of one feature; off if it was never probed.
     #[must_use]
     pub fn state(&self, name: &str) -> State {
-        self.features.iter().find(|f| f.name == name).map_or(State::Off, |f| f.state)
+        self.features
+            .iter()
+            .find(|f| f.name == name)
+            .map_or(State::Off, |f| f.state)
     }
 }
 

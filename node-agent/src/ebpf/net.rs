@@ -18,7 +18,7 @@ use aya::{
         RawTracePointRunOptions, TestRun as _,
     },
 };
-use ebpf_common::net::{ABSENT, Adopt, NetConfig, NetOffsets, SampleBlock, stat};
+use ebpf_common::net::{ABSENT, Adopt, NetConfig, NetOffsets, SampleBlock, SockOwner, stat};
 
 use super::{
     btf::KernelTypes,
@@ -91,11 +91,23 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         .map_max_entries("EVENTS", options.ring_buffer_size)
         .load(OBJECT)
         .context("cannot make the maps of ebpf-net; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
-    let mut loader = Attach { ebpf: &mut ebpf, offsets: &offsets, missing: &missing, refuse: &options.refuse };
+    let mut loader = Attach {
+        ebpf: &mut ebpf,
+        offsets: &offsets,
+        missing: &missing,
+        refuse: &options.refuse,
+    };
     loader.tcp(capabilities);
     loader.udp(capabilities);
     let mut maps = BTreeMap::new();
-    for name in ["CONNS", "TCP_AGG_0", "TCP_AGG_1", "UDP_AGG_0", "UDP_AGG_1", "SOCK_OWNERS"] {
+    for name in [
+        "CONNS",
+        "TCP_AGG_0",
+        "TCP_AGG_1",
+        "UDP_AGG_0",
+        "UDP_AGG_1",
+        "SOCK_OWNERS",
+    ] {
         let map = ebpf.take_map(name).ok_or_else(|| anyhow!("object has no map {name}"))?;
         let (Map::HashMap(data) | Map::LruHashMap(data)) = map else {
             return Err(anyhow!("map {name} has an unexpected type"));
@@ -127,7 +139,9 @@ impl NetObject {
     /// # Errors
     /// If the kernel refuses the map update.
     pub fn set_config(&mut self, config: NetConfig) -> anyhow::Result<()> {
-        self.config.set(0, config, 0).context("cannot write the settings of ebpf-net")
+        self.config
+            .set(0, config, 0)
+            .context("cannot write the settings of ebpf-net")
     }
 
     /// Runs the sampling program over `block`.
@@ -152,11 +166,16 @@ impl NetObject {
     }
 
     fn run(&mut self, name: &str) -> anyhow::Result<()> {
-        let program = self.ebpf.program(name).ok_or_else(|| anyhow!("object has no program {name}"))?;
+        let program = self
+            .ebpf
+            .program(name)
+            .ok_or_else(|| anyhow!("object has no program {name}"))?;
         let Program::RawTracePoint(program) = program else {
             return Err(anyhow!("program {name} has an unexpected type"));
         };
-        program.test_run(RawTracePointRunOptions::new()).with_context(|| format!("cannot run program {name}"))?;
+        program
+            .test_run(RawTracePointRunOptions::new())
+            .with_context(|| format!("cannot run program {name}"))?;
         Ok(())
     }
 
@@ -169,12 +188,31 @@ impl NetObject {
         Ok(map.fd().as_fd())
     }
 
+    /// Removes a connection whose close was never seen; false if it is gone already.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn forget_connection(&mut self, sk: u64) -> anyhow::Result<bool> {
+        Ok(sys::delete(self.map("CONNS")?, &sk)?)
+    }
+
+    /// Creator of a UDP socket by cookie.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn sock_owner(&self, cookie: u64) -> anyhow::Result<Option<SockOwner>> {
+        Ok(sys::lookup(self.map("SOCK_OWNERS")?, &cookie)?)
+    }
+
     /// Sum over CPUs of one counter of [`stat`].
     ///
     /// # Errors
     /// If the map cannot be read.
     pub fn stat(&self, index: u32) -> anyhow::Result<u64> {
-        let values = self.stats.get(&index, 0).context("cannot read the counters of ebpf-net")?;
+        let values = self
+            .stats
+            .get(&index, 0)
+            .context("cannot read the counters of ebpf-net")?;
         Ok(values.iter().fold(0u64, |sum, v| sum.wrapping_add(*v)))
     }
 
@@ -214,11 +252,26 @@ impl Attach<'_> {
     fn tcp(&mut self, capabilities: &mut Capabilities) {
         let o = self.offsets;
         let needed = [
-            o.family, o.addrpair, o.dport, o.protocol, o.sport, o.bytes_sent, o.bytes_retrans, o.bytes_received,
-            o.rcv_nxt, o.copied_seq, o.write_seq, o.snd_nxt, o.flags, o.sock_done_bit,
+            o.family,
+            o.addrpair,
+            o.dport,
+            o.protocol,
+            o.sport,
+            o.bytes_sent,
+            o.bytes_retrans,
+            o.bytes_received,
+            o.rcv_nxt,
+            o.copied_seq,
+            o.write_seq,
+            o.snd_nxt,
+            o.flags,
+            o.sock_done_bit,
         ];
         if needed.contains(&ABSENT) {
-            let reason = format!("this kernel lacks members that TCP accounting reads: {}", self.missing.join(", "));
+            let reason = format!(
+                "this kernel lacks members that TCP accounting reads: {}",
+                self.missing.join(", ")
+            );
             for name in [TCP, TCP_OPEN, TCP_OLDER, TCP_OWNER] {
                 capabilities.off(name, reason.clone());
             }
@@ -253,7 +306,10 @@ impl Attach<'_> {
                 Ok(()) => capabilities.degraded(
                     TCP_OWNER,
                     "raw tracepoint sys_exit",
-                    format!("accept through io_uring is named at close only; kretprobe: {}", reason(&first)),
+                    format!(
+                        "accept through io_uring is named at close only; kretprobe: {}",
+                        reason(&first)
+                    ),
                 ),
                 Err(second) => capabilities.degraded(
                     TCP_OWNER,
@@ -289,7 +345,10 @@ impl Attach<'_> {
             Err(error) => capabilities.degraded(
                 UDP_OVERFLOW,
                 "",
-                format!("datagrams dropped at a full receive queue count as received: {}", reason(&error)),
+                format!(
+                    "datagrams dropped at a full receive queue count as received: {}",
+                    reason(&error)
+                ),
             ),
         }
         match self.cgroup_sock("sock_create", &file) {
@@ -297,7 +356,10 @@ impl Attach<'_> {
             Err(error) => capabilities.degraded(
                 UDP_OWNER,
                 "sender and descriptor scan",
-                format!("sockets that only receive and live less than an interval have no process: {}", reason(&error)),
+                format!(
+                    "sockets that only receive and live less than an interval have no process: {}",
+                    reason(&error)
+                ),
             ),
         }
     }
@@ -309,7 +371,10 @@ impl Attach<'_> {
         if self.refuse.iter().any(|refused| refused == name) {
             return Err(anyhow!("program {name} is refused by the option refuse_programs"));
         }
-        let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("object has no program {name}"))?;
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("object has no program {name}"))?;
         Ok(program.try_into()?)
     }
 
@@ -317,7 +382,9 @@ impl Attach<'_> {
         let program: &mut RawTracePoint = self.program(name)?;
         program.load()?;
         if let Some(tracepoint) = tracepoint {
-            program.attach(tracepoint).with_context(|| format!("tracepoint {tracepoint}"))?;
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("tracepoint {tracepoint}"))?;
         }
         Ok(())
     }
@@ -325,21 +392,27 @@ impl Attach<'_> {
     fn kretprobe(&mut self, name: &str, function: &str) -> anyhow::Result<()> {
         let program: &mut KProbe = self.program(name)?;
         program.load()?;
-        program.attach(function, 0).with_context(|| format!("function {function}"))?;
+        program
+            .attach(function, 0)
+            .with_context(|| format!("function {function}"))?;
         Ok(())
     }
 
     fn cgroup_skb(&mut self, name: &str, cgroup: &File, attach: CgroupSkbAttachType) -> anyhow::Result<()> {
         let program: &mut CgroupSkb = self.program(name)?;
         program.load()?;
-        program.attach(cgroup, attach, CgroupAttachMode::Single).context("attach to the cgroup root")?;
+        program
+            .attach(cgroup, attach, CgroupAttachMode::Single)
+            .context("attach to the cgroup root")?;
         Ok(())
     }
 
     fn cgroup_sock(&mut self, name: &str, cgroup: &File) -> anyhow::Result<()> {
         let program: &mut CgroupSock = self.program(name)?;
         program.load()?;
-        program.attach(cgroup, CgroupAttachMode::Single).context("attach to the cgroup root")?;
+        program
+            .attach(cgroup, CgroupAttachMode::Single)
+            .context("attach to the cgroup root")?;
         Ok(())
     }
 }
@@ -355,7 +428,9 @@ fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
             (right.starts_with("cgroup2 ") && left.next() == Some("/")).then(|| left.next())?
         })
         .next()
-        .ok_or_else(|| anyhow!("cgroup v2 is not mounted; mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`"))?;
+        .ok_or_else(|| {
+            anyhow!("cgroup v2 is not mounted; mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+        })?;
     let path = PathBuf::from(path);
     let file = File::open(&path).with_context(|| format!("cannot open cgroup root {}", path.display()))?;
     Ok((path, file))

@@ -19,11 +19,17 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
     };
     let offsets = NetOffsets {
         family: find("sock_common.skc_family", &[("sock_common", "skc_family")]),
-        addrpair: find("sock_common.skc_addrpair", &[("sock_common", "skc_addrpair"), ("sock_common", "skc_daddr")]),
+        addrpair: find(
+            "sock_common.skc_addrpair",
+            &[("sock_common", "skc_addrpair"), ("sock_common", "skc_daddr")],
+        ),
         dport: find("sock_common.skc_dport", &[("sock_common", "skc_dport")]),
         v6_daddr: find("sock_common.skc_v6_daddr", &[("sock_common", "skc_v6_daddr")]),
         v6_saddr: find("sock_common.skc_v6_rcv_saddr", &[("sock_common", "skc_v6_rcv_saddr")]),
-        net: find("sock_common.skc_net", &[("sock_common", "skc_net.net"), ("sock_common", "skc_net")]),
+        net: find(
+            "sock_common.skc_net",
+            &[("sock_common", "skc_net.net"), ("sock_common", "skc_net")],
+        ),
         netns_inum: find("net.ns.inum", &[("net", "ns.inum"), ("net", "proc_inum")]),
         state: find("sock_common.skc_state", &[("sock_common", "skc_state")]),
         protocol: find("sock.sk_protocol", &[("sock", "sk_protocol")]),
@@ -55,8 +61,13 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
         socket_ino: socket_ino(types).unwrap_or(ABSENT),
         skb_sk: find("sk_buff.sk", &[("sk_buff", "sk")]),
         skb_cloned: types.member("sk_buff", "cloned").map_or(ABSENT, |m| m.bit_offset / 8),
-        skb_cloned_mask: types.member("sk_buff", "cloned").map_or(ABSENT, |m| 1 << (m.bit_offset % 8)),
-        syscall_nr: find("pt_regs.syscall number", &[("pt_regs", "orig_ax"), ("pt_regs", "syscallno")]),
+        skb_cloned_mask: types
+            .member("sk_buff", "cloned")
+            .map_or(ABSENT, |m| 1 << (m.bit_offset % 8)),
+        syscall_nr: find(
+            "pt_regs.syscall number",
+            &[("pt_regs", "orig_ax"), ("pt_regs", "syscallno")],
+        ),
         nr_accept: u32::try_from(libc::SYS_accept).unwrap_or(ABSENT),
         nr_accept4: u32::try_from(libc::SYS_accept4).unwrap_or(ABSENT),
     };

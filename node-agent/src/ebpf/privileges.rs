@@ -13,13 +13,21 @@ pub struct Privilege {
 
 /// All capabilities the agent can make use of.
 pub const WANTED: &[Privilege] = &[
-    Privilege { name: "CAP_BPF", bit: 39, reason: "make maps and load programs; without it nothing is collected" },
+    Privilege {
+        name: "CAP_BPF",
+        bit: 39,
+        reason: "make maps and load programs; without it nothing is collected",
+    },
     Privilege {
         name: "CAP_PERFMON",
         bit: 38,
         reason: "attach tracepoints and probes and read kernel memory; without it nothing is collected",
     },
-    Privilege { name: "CAP_NET_ADMIN", bit: 12, reason: "attach to the cgroup root; without it there is no UDP" },
+    Privilege {
+        name: "CAP_NET_ADMIN",
+        bit: 12,
+        reason: "attach to the cgroup root; without it there is no UDP",
+    },
     Privilege {
         name: "CAP_SYS_PTRACE",
         bit: 19,

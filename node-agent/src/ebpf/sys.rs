@@ -79,7 +79,10 @@ impl<K: Pod + Default, V: Pod + Default> Batches<K, V> {
     ///
     /// # Errors
     /// What the system call said. `ENOSPC` is handled by growing the buffers.
-    pub fn next(&mut self, map: BorrowedFd<'_>) -> io::Result<Option<impl Iterator<Item = (&K, &V)>>> {
+    pub fn next<'a>(
+        &'a mut self,
+        map: BorrowedFd<'_>,
+    ) -> io::Result<Option<impl Iterator<Item = (&'a K, &'a V)> + use<'a, K, V>>> {
         while !self.done {
             let mut next_cursor = [0u64; 2];
             let mut attr = BatchAttr {
@@ -121,6 +124,63 @@ impl<K: Pod + Default, V: Pod + Default> Batches<K, V> {
     }
 }
 
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_DELETE_ELEM: i64 = 3;
+
+/// `struct { ... }` of single-element commands in `union bpf_attr`.
+#[repr(C)]
+struct ElemAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The value of one key, `None` if there is none.
+///
+/// # Errors
+/// What the system call said.
+pub fn lookup<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::default();
+    let found = element(
+        map,
+        BPF_MAP_LOOKUP_ELEM,
+        std::ptr::from_ref(key) as u64,
+        (&raw mut value) as u64,
+    )?;
+    Ok(found.then_some(value))
+}
+
+/// Deletes one key; false if there is none.
+///
+/// # Errors
+/// What the system call said.
+pub fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    element(map, BPF_MAP_DELETE_ELEM, std::ptr::from_ref(key) as u64, 0)
+}
+
+fn element(map: BorrowedFd<'_>, command: i64, key: u64, value: u64) -> io::Result<bool> {
+    let attr = ElemAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        _pad: 0,
+        key,
+        value,
+        flags: 0,
+    };
+    // SAFETY: the attribute is the kernel's layout; the callers' generic types have the map's key and value sizes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElemAttr>()) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOENT) {
+        Ok(false)
+    } else {
+        Err(error)
+    }
+}
+
 /// What the kernel knows of a loaded program.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProgramStats {
@@ -147,7 +207,14 @@ pub fn program_stats(fd: BorrowedFd<'_>) -> io::Result<ProgramStats> {
         info: (&raw mut info) as u64,
     };
     // SAFETY: the attribute is the kernel's layout and `info` points at `len` writable bytes.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw mut attr,
+            size_of::<InfoAttr>(),
+        )
+    };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -184,7 +251,10 @@ pub fn monotonic_ns() -> u64 {
 /// # Errors
 /// What the system call said; without `CAP_SYS_RESOURCE` it is `EPERM`.
 pub fn raise_memlock_limit() -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: `limit` is a valid rlimit.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } < 0 {
         return Err(io::Error::last_os_error());

@@ -93,7 +93,7 @@ pub(crate) fn read_counters(sk: u64, state: u32) -> TcpCounters {
         retransmits: read(sk, off.total_retrans),
         rtt_us: srtt >> 3,
         rtt_var_us: mdev >> 2,
-        _pad: 0,
+        state,
     }
 }
 

@@ -1,0 +1,458 @@
+//! Plugin `ebpf-net`, measurement `netflow`: TCP and UDP connection statistics per process and pair of ends.
+//!
+//! ```text
+//! every drain period:  flip the kernel's maps, wait for running programs, take the quiet map out ▶ rows
+//! as they come:        ring-buffer events (closes of sampled connections, spilled sums)          ▶ rows
+//! every interval:      sample open connections, scan descriptors for owners, rows ▶ records ▶ out
+//! ```
+//! One thread owns all of it. While `out` has no room, rows go on summing up and are sent later: time resolution is
+//! lost, counts are not. Entry: [`NetCapture::start`], then [`NetCapture::run`] on a thread of its own.
+
+mod counters;
+mod owners;
+mod rows;
+mod tcp;
+mod udp;
+
+use std::{
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use ebpf_common::net::{
+    EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpSpillEvent, UdpAgg, UdpKey, UdpSpillEvent,
+    event,
+};
+use records::RecordBatch;
+use telemetry::{Stage, Telemetry};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    counters::{KernelCounters, NetMetrics},
+    owners::Owners,
+    rows::{Names, Rows},
+    tcp::Tracker,
+    udp::Flows,
+};
+use crate::{
+    ebpf::{
+        capability::{Capabilities, State},
+        net::{self, LoadOptions, NetObject},
+        sys::{Batches, monotonic_ns, wait_for_running_programs},
+    },
+    identity::process::Proc,
+};
+
+/// Longest time between two drains of the kernel's maps, so that they stay small and names stay fresh.
+const DRAIN_PERIOD: Duration = Duration::from_secs(5);
+/// Longest time an event waits in the ring below its wake-up mark.
+const POLL: Duration = Duration::from_millis(200);
+/// Rows handed on in one batch.
+const RECORDS_PER_BATCH: usize = 8192;
+/// Closes without an entry are taken as older than the agent for this long: orphans linger about a minute.
+const SETTLE: Duration = Duration::from_secs(120);
+/// Elements per batched map read.
+const BATCH: usize = 4096;
+
+/// Settings of the capture.
+#[derive(Clone, Debug)]
+pub struct NetCaptureConfig {
+    /// Time between two flushes.
+    pub interval: Duration,
+    /// Report flows with an end on a loopback address.
+    pub loopback: bool,
+    /// Leave IPv6 out.
+    pub ipv6_disabled: bool,
+    /// First port that counts as ephemeral.
+    pub ephemeral_port: u16,
+    /// `/proc` of the host's pid namespace.
+    pub proc: PathBuf,
+    /// Rows kept before a flush is made early.
+    pub rows_max: usize,
+    /// Map sizes.
+    pub load: LoadOptions,
+}
+
+/// The running capture.
+pub struct NetCapture {
+    config: NetCaptureConfig,
+    object: NetObject,
+    kernel: NetConfig,
+    capabilities: Capabilities,
+    proc: Proc,
+    rows: Rows,
+    tracker: Tracker,
+    flows: Flows,
+    owners: Owners,
+    tcp_batches: Batches<FlowKey, TcpAgg>,
+    udp_batches: Batches<UdpKey, UdpAgg>,
+    counters: KernelCounters,
+    metrics: NetMetrics,
+    tcp_stage: Stage,
+    udp_stage: Stage,
+    rows_stage: Stage,
+    health: telemetry::ComponentHandle,
+}
+
+impl NetCapture {
+    /// Loads the programs and adopts what is older than the agent.
+    ///
+    /// # Errors
+    /// If nothing of the plugin can work on this machine; the message says what is missing.
+    pub fn start(config: NetCaptureConfig, telemetry: &Telemetry) -> anyhow::Result<Self> {
+        let mut capabilities = Capabilities::default();
+        let kernel = NetConfig {
+            active: 0,
+            loopback: u32::from(config.loopback),
+            ipv6_disabled: u32::from(config.ipv6_disabled),
+            ephemeral_port: u32::from(config.ephemeral_port),
+            settled_ns: monotonic_ns() + u64::try_from(SETTLE.as_nanos()).unwrap_or(u64::MAX),
+            wake_bytes: u64::from(config.load.ring_buffer_size) / 2,
+        };
+        let mut object = net::load(&config.load, kernel, &mut capabilities)?;
+        let proc = Proc::new(&config.proc);
+        let mut flows = Flows::new(config.ephemeral_port, first_client_port(&proc));
+        let mut owners = Owners::default();
+        if capabilities.state(net::TCP_OLDER) != State::Off {
+            let report = owners.adopt_all(&mut object, &proc, &mut flows)?;
+            tracing::info!(
+                connections = report.connections,
+                listeners = report.listeners,
+                udp = report.udp,
+                refused = report.refused,
+                "Adopted sockets older than the agent"
+            );
+            if report.refused > 0 && report.connections + report.listeners + report.udp == 0 {
+                capabilities.replace_degraded(
+                    net::TCP_OLDER,
+                    format!(
+                        "{} processes or descriptors refused a look; needs CAP_SYS_PTRACE",
+                        report.refused
+                    ),
+                );
+            }
+        }
+        let health = telemetry.health.component("ebpf-net");
+        report_health(&health, &capabilities);
+        Ok(Self {
+            tracker: Tracker::new(config.ephemeral_port),
+            flows,
+            owners,
+            rows: Rows::default(),
+            tcp_batches: Batches::take(BATCH),
+            udp_batches: Batches::take(BATCH),
+            counters: KernelCounters::new(telemetry),
+            metrics: NetMetrics::new(telemetry, &capabilities),
+            tcp_stage: telemetry.ledger.stage("agent.tcp"),
+            udp_stage: telemetry.ledger.stage("agent.udp"),
+            rows_stage: telemetry.ledger.stage("agent.netflow"),
+            health,
+            proc,
+            object,
+            kernel,
+            capabilities,
+            config,
+        })
+    }
+
+    /// What works here.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The kernel's statistics of each program.
+    #[must_use]
+    pub fn programs(&self) -> Vec<(String, crate::ebpf::sys::ProgramStats)> {
+        self.object.programs()
+    }
+
+    /// Collects until `stop`, then flushes what is left.
+    pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, stop: &CancellationToken) {
+        let drain_period = DRAIN_PERIOD.min(self.config.interval);
+        let start = Instant::now();
+        let (mut next_drain, mut next_flush) = (start + drain_period, start + self.config.interval);
+        let mut overdue = false;
+        while !stop.is_cancelled() {
+            self.wait_for_events();
+            self.read_events();
+            let now = Instant::now();
+            if now >= next_drain {
+                next_drain = now + drain_period;
+                self.guarded("drain", Self::drain);
+            }
+            if now >= next_flush {
+                // Keeps the beat; a late flush does not move the later ones, a missed one is not made up for.
+                while next_flush <= now {
+                    next_flush += self.config.interval;
+                }
+                self.guarded("sample", Self::end_interval);
+                overdue = true;
+            }
+            if overdue || self.rows.len() >= self.config.rows_max {
+                overdue = !self.flush(out);
+            }
+        }
+        self.guarded("sample", Self::end_interval);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.flush(out) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = self.rows.len() as u64;
+        self.rows_stage.entered(left);
+        self.rows_stage.lost("uplink_full_at_stop", left);
+    }
+
+    /// Runs one step; a failure is logged and shown in health, and the next round tries again.
+    fn guarded(&mut self, what: &'static str, step: fn(&mut Self) -> anyhow::Result<()>) {
+        match step(self) {
+            Ok(()) => report_health(&self.health, &self.capabilities),
+            Err(error) => {
+                tracing::error!(
+                    step = what,
+                    error = format!("{error:#}"),
+                    "Collecting connections failed"
+                );
+                self.health.set_degraded(format!("{what}: {error:#}"));
+            }
+        }
+    }
+
+    fn end_interval(&mut self) -> anyhow::Result<()> {
+        self.drain()?;
+        if self.capabilities.state(net::TCP_OPEN) != State::Off {
+            let (start, cpu) = (Instant::now(), thread_cpu());
+            let listeners = &self.owners.listeners;
+            let report = self
+                .tracker
+                .sample(&mut self.object, &|tuple| listeners.contains(tuple), &mut self.rows)?;
+            self.metrics
+                .sampled(&report, start.elapsed(), thread_cpu().saturating_sub(cpu));
+            // A close that raced with the sample is in the ring by now.
+            self.read_events();
+        }
+        if self.capabilities.state(net::TCP_OLDER) != State::Off {
+            let start = Instant::now();
+            self.owners.scan(&self.proc, &mut self.tracker, &mut self.flows);
+            self.metrics.scanned(start.elapsed());
+        }
+        self.metrics.programs(&self.object.programs());
+        Ok(())
+    }
+
+    /// Flips the maps and takes out the one that is no longer written.
+    fn drain(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let quiet = self.kernel.active;
+        self.kernel.active = 1 - quiet;
+        self.object.set_config(self.kernel)?;
+        wait_for_running_programs();
+        let (tcp, udp) = if quiet == 0 {
+            ("TCP_AGG_0", "UDP_AGG_0")
+        } else {
+            ("TCP_AGG_1", "UDP_AGG_1")
+        };
+        let mut flows = 0;
+        self.tcp_batches.rewind();
+        while let Some(batch) = self
+            .tcp_batches
+            .next(self.object.map(tcp)?)
+            .context("cannot drain TCP flows")?
+        {
+            for (key, agg) in batch {
+                flows += 1;
+                self.tcp_stage.entered(agg.closed);
+                self.tracker.add_aggregate(key, agg, &mut self.rows);
+                self.tcp_stage.emitted(agg.closed);
+            }
+        }
+        self.udp_batches.rewind();
+        while let Some(batch) = self
+            .udp_batches
+            .next(self.object.map(udp)?)
+            .context("cannot drain UDP flows")?
+        {
+            for (key, agg) in batch {
+                flows += 1;
+                add_udp(&mut self.flows, &self.object, key, agg, &mut self.rows, &self.udp_stage);
+            }
+        }
+        self.read_events();
+        self.counters.update(&self.object)?;
+        self.metrics.drained(flows, start.elapsed());
+        Ok(())
+    }
+
+    fn wait_for_events(&self) {
+        let mut poll = libc::pollfd {
+            fd: self.object.events.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let timeout = i32::try_from(POLL.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&raw mut poll, 1, timeout) };
+    }
+
+    fn read_events(&mut self) {
+        // The ring is taken apart from the rest of the object so that owners can be looked up while an item is held.
+        while let Some(parsed) = self.object.events.next().map(|item| Event::parse(&item)) {
+            match parsed {
+                Event::Close(event) => {
+                    self.tcp_stage.entered(1);
+                    self.tracker.add_close(&event, &mut self.rows);
+                    self.tcp_stage.emitted(1);
+                }
+                Event::TcpSpill(event) => {
+                    self.tcp_stage.entered(event.agg.closed);
+                    self.tracker.add_aggregate(&event.key, &event.agg, &mut self.rows);
+                    self.tcp_stage.emitted(event.agg.closed);
+                }
+                Event::UdpSpill(event) => {
+                    add_udp(
+                        &mut self.flows,
+                        &self.object,
+                        &event.key,
+                        &event.agg,
+                        &mut self.rows,
+                        &self.udp_stage,
+                    );
+                }
+                Event::Unknown => {
+                    self.tcp_stage.entered(1);
+                    self.tcp_stage.lost("unknown_event", 1);
+                }
+            }
+        }
+    }
+
+    /// Sends rows while there is room; true when none is left.
+    fn flush(&mut self, out: &mpsc::Sender<RecordBatch>) -> bool {
+        let time_unix_ns = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
+        let mut names = Names::new(&self.proc);
+        while !self.rows.is_empty() {
+            let permit = match out.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => {
+                    self.metrics.held_back.inc();
+                    break;
+                }
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    let lost = self.rows.take(usize::MAX, time_unix_ns, &mut names).len() as u64;
+                    self.rows_stage.entered(lost);
+                    self.rows_stage.lost("uplink_closed", lost);
+                    break;
+                }
+            };
+            let netflow = self.rows.take(RECORDS_PER_BATCH, time_unix_ns, &mut names);
+            let count = netflow.len() as u64;
+            self.rows_stage.entered(count);
+            permit.send(RecordBatch { netflow });
+            self.rows_stage.emitted(count);
+        }
+        self.metrics
+            .rows
+            .set(i64::try_from(self.rows.len()).unwrap_or(i64::MAX));
+        self.rows.is_empty()
+    }
+}
+
+fn add_udp(flows: &mut Flows, object: &NetObject, key: &UdpKey, agg: &UdpAgg, rows: &mut Rows, stage: &Stage) {
+    let datagrams = agg.datagrams_read + agg.datagrams_written;
+    stage.entered(datagrams);
+    if datagrams > 0 {
+        let creator = |cookie| {
+            object
+                .sock_owner(cookie)
+                .ok()
+                .flatten()
+                .map(|owner| (owner.pid, owner.comm))
+        };
+        flows.add(key, agg, creator, rows);
+    }
+    stage.emitted(datagrams);
+}
+
+/// A ring-buffer event, copied out and checked.
+enum Event {
+    Close(TcpCloseEvent),
+    TcpSpill(TcpSpillEvent),
+    UdpSpill(UdpSpillEvent),
+    Unknown,
+}
+
+impl Event {
+    fn parse(bytes: &[u8]) -> Self {
+        let Some(head) = copy::<EventHead>(bytes) else {
+            return Self::Unknown;
+        };
+        if head.version != EVENT_VERSION {
+            return Self::Unknown;
+        }
+        let event = match head.kind {
+            event::TCP_CLOSE => copy(bytes).map(Self::Close),
+            event::TCP_SPILL => copy(bytes).map(Self::TcpSpill),
+            event::UDP_SPILL => copy(bytes).map(Self::UdpSpill),
+            _ => None,
+        };
+        event.unwrap_or(Self::Unknown)
+    }
+}
+
+/// The struct at the start of `bytes`, if they are enough.
+fn copy<T: Plain>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: long enough; `Plain` types take every bit pattern; unaligned reads are allowed here.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Integers and byte arrays only.
+///
+/// # Safety
+/// Every bit pattern is a valid value.
+unsafe trait Plain {}
+// SAFETY: `repr(C)` structs of integers and byte arrays, see `ebpf_common`.
+unsafe impl Plain for EventHead {}
+// SAFETY: as above.
+unsafe impl Plain for TcpCloseEvent {}
+// SAFETY: as above.
+unsafe impl Plain for TcpSpillEvent {}
+// SAFETY: as above.
+unsafe impl Plain for UdpSpillEvent {}
+
+fn report_health(health: &telemetry::ComponentHandle, capabilities: &Capabilities) {
+    let off: Vec<String> = capabilities
+        .features
+        .iter()
+        .filter(|feature| feature.state == State::Off)
+        .map(|feature| format!("{}: {}", feature.name, feature.reason))
+        .collect();
+    if capabilities.state(net::TCP) == State::Off && capabilities.state(net::UDP_SENT) == State::Off {
+        health.set_failed(off.join("; "));
+    } else if off.is_empty() {
+        health.set_ok();
+    } else {
+        health.set_degraded(off.join("; "));
+    }
+}
+
+/// First port the kernel gives to clients, 32768 if it does not say.
+fn first_client_port(proc: &Proc) -> u16 {
+    std::fs::read_to_string(proc.path_of("sys/net/ipv4/ip_local_port_range"))
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .unwrap_or(32_768)
+}
+
+/// User-mode and system CPU time of this thread.
+fn thread_cpu() -> Duration {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists and `ts` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut ts) };
+    Duration::new(ts.tv_sec.cast_unsigned(), u32::try_from(ts.tv_nsec).unwrap_or(0))
+}

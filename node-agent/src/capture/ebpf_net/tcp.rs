@@ -1,0 +1,372 @@
+//! TCP on the user side: aggregated closes, and connections that outlive an interval.
+//!
+//! A connection that opens and closes between two samples never shows up here one by one: the kernel side sums it by
+//! flow. One that is open at the end of an interval gets a slot; from then on its counters are absolute and this module
+//! takes differences, until its close arrives as an event with the same slot.
+
+use ahash::RandomState;
+use ebpf_common::net::{
+    Conn, FlowKey, SAMPLES_PER_RUN, Sample, SampleBlock, TcpAgg, TcpCloseEvent, TcpCounters, Tuple, direction, sample,
+};
+use ebpf_programs::net::{fold_ports, guess_direction, state};
+use hashbrown::HashMap;
+
+use super::rows::{Row, RowKey, Rows};
+use crate::{
+    ebpf::{net::NetObject, sys::Batches},
+    identity::process::Comm,
+};
+
+/// Connections read per system call.
+const BATCH: usize = 4096;
+
+/// Connections that have been sampled at least once.
+pub(super) struct Tracker {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    batches: Batches<u64, Conn>,
+    block: Box<SampleBlock>,
+    /// The connection of each entry of `block`.
+    pending: Vec<(u32, Conn)>,
+    pass: u32,
+    ephemeral_port: u32,
+}
+
+/// One open connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// [`Conn::id`]; 0 while the slot is free.
+    id: u64,
+    inode: u64,
+    last: TcpCounters,
+    key: FlowKey,
+    comm: Comm,
+    /// Owner as the kernel side knows it; a different `key.pid` was found by the descriptor scan.
+    kernel_pid: u32,
+    seen: u32,
+}
+
+/// What one pass over the open connections found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SampleReport {
+    /// Connections open.
+    pub open: u64,
+    /// Entries whose close was never seen (the hook was busy on that CPU); they were ended now.
+    pub missed_close: u64,
+    /// Slots whose close event was lost.
+    pub vanished: u64,
+}
+
+impl Tracker {
+    /// Nothing tracked yet.
+    #[must_use]
+    pub(super) fn new(ephemeral_port: u16) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            batches: Batches::read(BATCH),
+            block: Box::default(),
+            pending: Vec::with_capacity(SAMPLES_PER_RUN),
+            pass: 0,
+            ephemeral_port: u32::from(ephemeral_port),
+        }
+    }
+
+    /// Adds what the kernel side summed for one flow.
+    pub(super) fn add_aggregate(&self, key: &FlowKey, agg: &TcpAgg, rows: &mut Rows) {
+        rows.add(
+            RowKey { flow: *key, udp: false },
+            &Row {
+                read: agg.read,
+                written: agg.written,
+                retransmits: agg.retransmits,
+                rtt_sum_us: agg.rtt_sum_us,
+                rtt_var_sum_us: agg.rtt_var_sum_us,
+                rtt_count: agg.closed,
+                closed: agg.closed,
+                established: agg.established,
+                comm: agg.comm,
+                ..Row::default()
+            },
+        );
+    }
+
+    /// Adds the close of a connection that was sampled before.
+    pub(super) fn add_close(&mut self, event: &TcpCloseEvent, rows: &mut Rows) {
+        let index = event.slot.wrapping_sub(1);
+        let slot = self
+            .slots
+            .get(index as usize)
+            .copied()
+            .filter(|slot| slot.id == event.id && slot.id != 0);
+        let mut key = event.key;
+        let mut comm = event.comm;
+        let mut established = u64::from(event.adopted == 0);
+        let mut last = TcpCounters::default();
+        if let Some(slot) = slot {
+            // The scan knows better than whoever accepted it; a process that closed it is named by the kernel side.
+            if key.pid == 0 || (key.pid == slot.kernel_pid && slot.key.pid != slot.kernel_pid) {
+                key.pid = slot.key.pid;
+                comm = slot.comm;
+            }
+            key.direction = slot.key.direction;
+            established = 0;
+            last = slot.last;
+            self.release(index);
+        }
+        if key.direction == direction::UNKNOWN {
+            key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
+        }
+        fold_ports(&mut key, self.ephemeral_port);
+        let row = Row {
+            closed: 1,
+            established,
+            comm,
+            ..delta(&last, &event.counters)
+        };
+        rows.add(RowKey { flow: key, udp: false }, &row);
+    }
+
+    /// Samples every open connection and adds what changed since the last time.
+    ///
+    /// `listening` tells whether a local end belongs to a listener; it decides the direction of connections that are
+    /// older than the agent.
+    ///
+    /// # Errors
+    /// If the maps cannot be read or the sampling program cannot be run.
+    pub(super) fn sample(
+        &mut self,
+        object: &mut NetObject,
+        listening: &dyn Fn(&Tuple) -> bool,
+        rows: &mut Rows,
+    ) -> anyhow::Result<SampleReport> {
+        let mut report = SampleReport::default();
+        self.pass = self.pass.wrapping_add(1).max(1);
+        self.batches.rewind();
+        let mut stale = Vec::new();
+        // Taken out so that the batch can be walked while `self` changes.
+        let mut batches = std::mem::replace(&mut self.batches, Batches::read(0));
+        while let Some(batch) = batches.next(object.map("CONNS")?)? {
+            for (sk, conn) in batch.filter(|(_, conn)| conn.established_ns != 0 && conn.closing == 0) {
+                report.open += 1;
+                self.enqueue(*sk, conn);
+                if self.pending.len() == SAMPLES_PER_RUN {
+                    self.run(object, listening, rows, &mut stale)?;
+                }
+            }
+        }
+        self.batches = batches;
+        self.run(object, listening, rows, &mut stale)?;
+        for sk in stale {
+            report.missed_close += u64::from(object.forget_connection(sk)?);
+        }
+        report.vanished = self.sweep();
+        Ok(report)
+    }
+
+    /// Replaces owners by who holds the descriptor now; `holder(inode, owner)` gives the process to name, if another.
+    pub(super) fn update_owners(&mut self, mut holder: impl FnMut(u64, u32) -> Option<(u32, Comm)>) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.id != 0 && slot.inode != 0) {
+            if let Some((pid, comm)) = holder(slot.inode, slot.key.pid) {
+                slot.key.pid = pid;
+                slot.comm = comm;
+            }
+        }
+    }
+
+    fn enqueue(&mut self, sk: u64, conn: &Conn) {
+        let known = conn
+            .slot
+            .checked_sub(1)
+            .and_then(|i| Some((i, self.slots.get(i as usize)?)));
+        let (index, fresh) = match known {
+            Some((index, slot)) if slot.id == conn.id => (index, slot.inode == 0),
+            _ => (self.allocate(), true),
+        };
+        let position = self.pending.len();
+        if let Some(entry) = self.block.samples.get_mut(position) {
+            *entry = Sample {
+                sk,
+                id: conn.id,
+                slot: index + 1,
+                flags: if fresh { sample::WANT_IDENTITY } else { 0 },
+                ..Sample::default()
+            };
+            self.pending.push((index, *conn));
+        }
+    }
+
+    fn run(
+        &mut self,
+        object: &mut NetObject,
+        listening: &dyn Fn(&Tuple) -> bool,
+        rows: &mut Rows,
+        stale: &mut Vec<u64>,
+    ) -> anyhow::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.block.count = self.pending.len() as u64;
+        object.sample(&mut self.block)?;
+        let pending = std::mem::take(&mut self.pending);
+        for ((index, conn), sampled) in pending.iter().zip(&self.block.samples) {
+            let Some(slot) = self.slots.get_mut(*index as usize) else {
+                continue;
+            };
+            let fresh = slot.id != conn.id;
+            if sampled.flags & sample::VALID == 0 {
+                // Closing: the close itself tells the rest, with or without this slot.
+                if fresh {
+                    self.free.push(*index);
+                }
+                continue;
+            }
+            let ended = sampled.counters.state == state::CLOSE || sampled.counters.state == 0;
+            if ended {
+                stale.push(sampled.sk);
+                if fresh {
+                    self.free.push(*index);
+                    continue;
+                }
+            }
+            let mut established = 0;
+            if fresh {
+                established = u64::from(conn.adopted == 0);
+                *slot = new_slot(sampled, conn, listening);
+            } else if slot.inode == 0 {
+                slot.inode = sampled.inode;
+            }
+            if slot.key.pid == 0 && conn.owner_pid != 0 {
+                slot.key.pid = conn.owner_pid;
+                slot.kernel_pid = conn.owner_pid;
+                slot.comm = conn.owner_comm;
+            }
+            slot.seen = self.pass;
+            let part = Row {
+                established,
+                closed: u64::from(ended),
+                comm: slot.comm,
+                ..if ended {
+                    Row::default()
+                } else {
+                    delta(&slot.last, &sampled.counters)
+                }
+            };
+            let changed = part.read | part.written | part.retransmits | part.established | part.closed != 0;
+            if !ended {
+                slot.last = sampled.counters;
+            }
+            let mut key = slot.key;
+            if ended {
+                slot.id = 0;
+                self.free.push(*index);
+            }
+            if changed {
+                fold_ports(&mut key, self.ephemeral_port);
+                rows.add(RowKey { flow: key, udp: false }, &part);
+            }
+        }
+        self.pending = pending;
+        self.pending.clear();
+        Ok(())
+    }
+
+    fn allocate(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        })
+    }
+
+    fn release(&mut self, index: u32) {
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            *slot = Slot::default();
+            self.free.push(index);
+        }
+    }
+
+    /// Frees slots that two passes in a row did not meet: their close event was lost.
+    fn sweep(&mut self) -> u64 {
+        let previous = self.pass.wrapping_sub(1);
+        let mut vanished = 0;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.id != 0 && slot.seen != self.pass && slot.seen != previous {
+                *slot = Slot::default();
+                self.free.push(u32::try_from(index).unwrap_or(u32::MAX));
+                vanished += 1;
+            }
+        }
+        vanished
+    }
+}
+
+fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -> Slot {
+    let mut direction = conn.direction;
+    if direction == direction::UNKNOWN {
+        let Tuple {
+            local_port,
+            remote_port,
+            ..
+        } = sampled.tuple;
+        // No listener any more: only a server has a privileged port facing an unprivileged one.
+        let server = listening(&sampled.tuple) || (local_port < 1024 && remote_port >= 1024);
+        direction = if server {
+            direction::INCOMING
+        } else {
+            direction::OUTGOING
+        };
+    }
+    Slot {
+        id: conn.id,
+        inode: sampled.inode,
+        last: TcpCounters::default(),
+        key: FlowKey {
+            tuple: sampled.tuple,
+            pid: conn.owner_pid,
+            direction,
+            ..FlowKey::default()
+        },
+        comm: conn.owner_comm,
+        kernel_pid: conn.owner_pid,
+        seen: 0,
+    }
+}
+
+/// What happened between two absolute readings.
+fn delta(last: &TcpCounters, now: &TcpCounters) -> Row {
+    Row {
+        read: now.read.saturating_sub(last.read),
+        written: now.written.saturating_sub(last.written),
+        retransmits: u64::from(now.retransmits.saturating_sub(last.retransmits)),
+        rtt_sum_us: u64::from(now.rtt_us),
+        rtt_var_sum_us: u64::from(now.rtt_var_us),
+        rtt_count: 1,
+        ..Row::default()
+    }
+}
+
+/// Local ends that listen: (namespace, port), with the address they are bound to.
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    ports: HashMap<(u32, u16), Vec<[u8; 16]>, RandomState>,
+}
+
+impl Listeners {
+    /// Notes a listening socket.
+    pub(super) fn add(&mut self, tuple: &Tuple) {
+        self.ports
+            .entry((tuple.netns, tuple.local_port))
+            .or_default()
+            .push(tuple.local);
+    }
+
+    /// True if a listener takes connections to this local end: same namespace and port, and its address or the
+    /// unspecified one.
+    #[must_use]
+    pub(super) fn contains(&self, tuple: &Tuple) -> bool {
+        const ANY_V4: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+        self.ports
+            .get(&(tuple.netns, tuple.local_port))
+            .is_some_and(|bound| bound.iter().any(|a| *a == [0; 16] || *a == ANY_V4 || *a == tuple.local))
+    }
+}

@@ -1,0 +1,227 @@
+//! UDP on the user side: names the process of each flow and keeps its direction.
+//!
+//! The kernel side sums by socket and peer. The sender is in the sum; a flow that only receives is named by its socket's
+//! owner: whoever holds the descriptor (scan), else whoever made the socket.
+
+use ahash::RandomState;
+use ebpf_common::net::{FlowKey, Tuple, UdpAgg, UdpKey, direction};
+use ebpf_programs::net::fold_ports;
+use hashbrown::HashMap;
+
+use super::rows::{Row, RowKey, Rows};
+use crate::identity::process::Comm;
+
+/// Flows whose direction is remembered, in two generations of this size each.
+const REMEMBERED: usize = 65_536;
+
+/// A process and its name.
+pub(super) type Owner = (u32, Comm);
+
+/// State of UDP flows across drains.
+#[derive(Debug)]
+pub(super) struct Flows {
+    young: HashMap<UdpKey, u8, RandomState>,
+    old: HashMap<UdpKey, u8, RandomState>,
+    /// Owners found by the descriptor scan, by cookie.
+    holders: HashMap<u64, Owner, RandomState>,
+    ephemeral_port: u32,
+    /// First port of the kernel's own choice for clients (`ip_local_port_range`).
+    client_ports_from: u16,
+    /// Sockets that were there before the agent, by cookie; true if connected.
+    older: HashMap<u64, bool, RandomState>,
+}
+
+impl Flows {
+    /// No flow seen yet.
+    #[must_use]
+    pub(super) fn new(ephemeral_port: u16, client_ports_from: u16) -> Self {
+        Self {
+            young: HashMap::default(),
+            old: HashMap::default(),
+            holders: HashMap::default(),
+            ephemeral_port: u32::from(ephemeral_port),
+            client_ports_from,
+            older: HashMap::default(),
+        }
+    }
+
+    /// Notes a socket that existed before the agent.
+    pub(super) fn add_older(&mut self, cookie: u64, connected: bool) {
+        self.older.insert(cookie, connected);
+    }
+
+    /// Replaces what the descriptor scan knows.
+    pub(super) fn set_holders(&mut self, holders: impl Iterator<Item = (u64, Owner)>) {
+        self.holders.clear();
+        self.holders.extend(holders);
+        self.older.retain(|cookie, _| self.holders.contains_key(cookie));
+    }
+
+    /// Adds what the kernel side summed for one socket and peer; `creator` looks up who made the socket.
+    pub(super) fn add(
+        &mut self,
+        key: &UdpKey,
+        agg: &UdpAgg,
+        creator: impl FnOnce(u64) -> Option<Owner>,
+        rows: &mut Rows,
+    ) {
+        let (pid, comm) = if agg.pid != 0 {
+            (agg.pid, agg.comm)
+        } else {
+            let holder = self.holders.get(&key.cookie).copied();
+            holder.or_else(|| creator(key.cookie)).unwrap_or_default()
+        };
+        let tuple = Tuple {
+            local: key.local,
+            remote: key.remote,
+            local_port: key.local_port,
+            remote_port: key.remote_port,
+            netns: agg.netns,
+        };
+        let mut flow = FlowKey {
+            tuple,
+            pid,
+            direction: self.direction(key, agg),
+            ..FlowKey::default()
+        };
+        fold_ports(&mut flow, self.ephemeral_port);
+        rows.add(
+            RowKey { flow, udp: true },
+            &Row {
+                read: agg.read,
+                written: agg.written,
+                datagrams_read: agg.datagrams_read,
+                datagrams_written: agg.datagrams_written,
+                comm,
+                ..Row::default()
+            },
+        );
+    }
+
+    /// The first datagram decides, once per flow; for sockets older than the agent the first one was not seen.
+    fn direction(&mut self, key: &UdpKey, agg: &UdpAgg) -> u8 {
+        if let Some(known) = self.young.get(key) {
+            return *known;
+        }
+        let direction = self
+            .old
+            .get(key)
+            .copied()
+            .unwrap_or_else(|| self.first_direction(key, agg));
+        if self.young.len() >= REMEMBERED {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(*key, direction);
+        direction
+    }
+
+    fn first_direction(&self, key: &UdpKey, agg: &UdpAgg) -> u8 {
+        match self.older.get(&key.cookie) {
+            // Servers rarely connect a UDP socket, and clients rarely choose a port below the kernel's range.
+            Some(true) => direction::OUTGOING,
+            Some(false) if key.local_port >= self.client_ports_from && key.remote_port < self.client_ports_from => {
+                direction::OUTGOING
+            }
+            Some(false) if key.local_port < self.client_ports_from && key.remote_port >= self.client_ports_from => {
+                direction::INCOMING
+            }
+            _ => agg.direction,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::identity::process::Proc;
+
+    fn one(flows: &mut Flows, key: &UdpKey, agg: &UdpAgg, creator: Option<Owner>) -> records::Netflow {
+        let mut rows = Rows::default();
+        flows.add(key, agg, |_| creator, &mut rows);
+        let proc = Proc::new("/nonexistent");
+        rows.take(1, 0, &mut super::super::rows::Names::new(&proc)).remove(0)
+    }
+
+    #[test]
+    fn first_datagram_decides_and_sticks() {
+        let mut flows = Flows::new(10_001, 32_768);
+        let key = UdpKey {
+            cookie: 1,
+            local_port: 53,
+            remote_port: 40_000,
+            ..UdpKey::default()
+        };
+        let agg = UdpAgg {
+            datagrams_read: 1,
+            direction: direction::INCOMING,
+            ..UdpAgg::default()
+        };
+        assert_eq!(
+            one(&mut flows, &key, &agg, None).direction,
+            records::Direction::Incoming
+        );
+        let reply = UdpAgg {
+            datagrams_written: 1,
+            direction: direction::OUTGOING,
+            pid: 9,
+            ..UdpAgg::default()
+        };
+        let row = one(&mut flows, &key, &reply, None);
+        assert_eq!(
+            (row.direction, row.pid, row.remote.port),
+            (records::Direction::Incoming, 9, records::Port::Any)
+        );
+    }
+
+    #[test]
+    fn receivers_are_named_by_holder_then_creator() {
+        let mut flows = Flows::new(10_001, 32_768);
+        let key = UdpKey {
+            cookie: 5,
+            ..UdpKey::default()
+        };
+        let agg = UdpAgg {
+            datagrams_read: 1,
+            direction: direction::INCOMING,
+            ..UdpAgg::default()
+        };
+        assert_eq!(one(&mut flows, &key, &agg, Some((7, Comm::default()))).pid, 7);
+        flows.set_holders(std::iter::once((5, (8, Comm::default()))));
+        assert_eq!(one(&mut flows, &key, &agg, Some((7, Comm::default()))).pid, 8);
+        flows.set_holders(std::iter::empty());
+        assert_eq!(one(&mut flows, &key, &agg, None).pid, 0);
+    }
+
+    #[test]
+    fn older_sockets_are_judged_by_ports() {
+        let mut flows = Flows::new(10_001, 32_768);
+        flows.add_older(1, false);
+        flows.add_older(2, true);
+        let client = UdpKey {
+            cookie: 1,
+            local_port: 40_000,
+            remote_port: 443,
+            ..UdpKey::default()
+        };
+        let agg = UdpAgg {
+            datagrams_read: 1,
+            direction: direction::INCOMING,
+            ..UdpAgg::default()
+        };
+        assert_eq!(
+            one(&mut flows, &client, &agg, None).direction,
+            records::Direction::Outgoing
+        );
+        let connected = UdpKey {
+            cookie: 2,
+            local_port: 1,
+            remote_port: 2,
+            ..UdpKey::default()
+        };
+        assert_eq!(
+            one(&mut flows, &connected, &agg, None).direction,
+            records::Direction::Outgoing
+        );
+    }
+}

@@ -1,0 +1,3 @@
+//! One room per plugin: from the kernel's maps and events to records.
+
+pub mod ebpf_net;

@@ -1,0 +1,143 @@
+//! `node-agent doctor`: what this kernel and these privileges let the agent see, feature by feature, and why not.
+//!
+//! Loads and attaches everything as the agent would, prints the capability vector, and takes it all away again.
+
+use std::fmt::Write as _;
+
+use api::AgentConfig;
+use telemetry::Telemetry;
+
+use crate::{
+    agent::capture_config,
+    capture::ebpf_net::NetCapture,
+    ebpf::{
+        capability::{Capabilities, Feature, State},
+        privileges::{self, WANTED},
+        sys::ProgramStats,
+    },
+};
+
+#[derive(serde::Serialize)]
+struct Report {
+    kernel: String,
+    machine: &'static str,
+    btf: bool,
+    privileges: Vec<PrivilegeLine>,
+    features: Vec<Feature>,
+    programs: Vec<ProgramLine>,
+    error: Option<String>,
+}
+
+#[derive(serde::Serialize)]
+struct PrivilegeLine {
+    name: &'static str,
+    held: bool,
+    reason: &'static str,
+}
+
+#[derive(serde::Serialize)]
+struct ProgramLine {
+    name: String,
+    verified_instructions: u32,
+}
+
+/// Prints the report; true if everything the enabled plugins promise is on.
+///
+/// # Errors
+/// If the report cannot be written as JSON.
+pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
+    let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
+    let (capabilities, programs, error) = match NetCapture::start(capture_config(config, refuse), &telemetry) {
+        Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
+        Err(error) => (Capabilities::default(), Vec::new(), Some(format!("{error:#}"))),
+    };
+    let held = privileges::effective().unwrap_or(0);
+    let report = Report {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        machine: std::env::consts::ARCH,
+        btf: std::path::Path::new("/sys/kernel/btf/vmlinux").exists(),
+        privileges: WANTED
+            .iter()
+            .map(|p| PrivilegeLine {
+                name: p.name,
+                held: held & (1 << p.bit) != 0,
+                reason: p.reason,
+            })
+            .collect(),
+        features: with_unbuilt(capabilities, config),
+        programs: programs
+            .into_iter()
+            .map(|(name, ProgramStats { verified_insns, .. })| ProgramLine {
+                name,
+                verified_instructions: verified_insns,
+            })
+            .collect(),
+        error,
+    };
+    let all_on = report.error.is_none() && report.features.iter().all(|f| f.state == State::On);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", text(&report));
+    }
+    Ok(all_on)
+}
+
+fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
+    let mut features = capabilities.features;
+    features.extend(config.plugins_not_built().into_iter().map(|name| Feature {
+        name: Box::leak(name.into_boxed_str()),
+        state: State::Off,
+        hook: String::new(),
+        reason: "NotInThisBuild".into(),
+    }));
+    features
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let Report {
+        kernel,
+        machine,
+        btf,
+        privileges,
+        features,
+        programs,
+        error,
+    } = report;
+    let types = if *btf {
+        "has BTF"
+    } else {
+        "has no BTF: needs CONFIG_DEBUG_INFO_BTF=y"
+    };
+    let _ = writeln!(out, "kernel {kernel} on {machine}, {types}\n");
+    for privilege in privileges {
+        let mark = if privilege.held { "held" } else { "MISSING" };
+        let _ = writeln!(out, "{:<22} {mark:<8} {}", privilege.name, privilege.reason);
+    }
+    out.push('\n');
+    for feature in features {
+        let hook = if feature.hook.is_empty() { "-" } else { &feature.hook };
+        let _ = writeln!(out, "{:<22} {:<8} {hook}", feature.name, feature.state.to_string());
+        if !feature.reason.is_empty() {
+            let _ = writeln!(out, "{:<31} because {}", "", feature.reason);
+        }
+    }
+    if !programs.is_empty() {
+        out.push('\n');
+        for program in programs {
+            let _ = writeln!(
+                out,
+                "{:<22} {:>7} instructions verified (limit 1000000)",
+                program.name, program.verified_instructions
+            );
+        }
+    }
+    if let Some(error) = error {
+        let _ = writeln!(out, "Nothing can be collected here: {error}");
+    }
+    out
+}
