@@ -18,7 +18,7 @@ CAPABILITIES=()
 DOCKER=(docker)
 # Of two clients, the one that came with the engine.
 [[ ! -x /usr/bin/docker ]] || DOCKER=(/usr/bin/docker)
-own= bundle=
+own='' bundle=''
 
 main() {
     cd "$ROOT"

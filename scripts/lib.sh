@@ -5,6 +5,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What is costly to get and may be shared by checkouts: tools, kernels. The same rule as in node-agent/build.rs and xtask.
 CACHE=${EBPFCOLLECTOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ebpf-collector}
 
+# shellcheck disable=SC2034
 RUST_VERSION=$(sed -n 's/^channel = "\(.*\)"/\1/p' "$ROOT/rust-toolchain.toml")
 
 export PATH="$CACHE/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

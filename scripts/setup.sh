@@ -54,7 +54,7 @@ fingerprint() {
 is_done() {
     local level
     for level in "$WHAT" all; do
-        if [[ -f $(stamp "$level") ]] && have bpf-linker && have cc &&
+        if [[ -f $(stamp "$level") ]] && have bpf-linker && missing_programs >/dev/null &&
             [[ $(fingerprint 2>/dev/null) == "$(<"$(stamp "$level")")" ]]; then
             return 0
         fi
@@ -90,6 +90,8 @@ check_platform() {
 missing_programs() {
     local programs=(cc make curl pkg-config ip) program missing=0
     if [[ $WHAT == all ]]; then
+        # Some are in directories that only root has on PATH.
+        local PATH=$PATH:/usr/sbin:/sbin
         programs+=(depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
     fi
     for program in "${programs[@]}"; do
