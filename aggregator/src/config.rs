@@ -3,6 +3,8 @@
 //! Nothing here reads files, flags or the environment. [`AggregatorConfig::validate`] names the option, the value and
 //! what is accepted; [`crate::Aggregator::start`] calls it first.
 
+mod from_options;
+
 use std::{path::PathBuf, time::Duration};
 
 use records::encode::{DEFAULT_BODY_LIMIT, Format};

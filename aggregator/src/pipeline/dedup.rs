@@ -300,9 +300,10 @@ mod tests {
         dedup.insert(&id("new", 1, 1), 10, &mut touched);
         assert_eq!(dedup.expire(IDLE_SECONDS + 1), [("old".into(), 1)]);
         for boot in 0..=MAX_AGENTS as u64 {
-            dedup.insert(&id("x", boot, 1), 20 + boot, &mut touched);
+            dedup.insert(&id("x", boot, 1), 20 + boot / 10, &mut touched);
         }
-        let gone = dedup.expire(20 + MAX_AGENTS as u64);
+        let gone = dedup.expire(20 + MAX_AGENTS as u64 / 10);
+        assert_eq!(gone.len(), 2);
         assert_eq!(gone, [("new".into(), 1), ("x".into(), 0)]);
         assert_eq!(dedup.len(), MAX_AGENTS);
     }
