@@ -202,7 +202,15 @@ fn download(archive: &Archive, directory: &Path, release: &str) -> Result<()> {
     fs::rename(&image, place.join("vmlinuz")).context("taking the kernel image")?;
     fs::rename(&source, &modules).context("taking the modules")?;
     // It complains about lists that some packages leave out and that we do not need.
-    project::output(Command::new("depmod").arg("-b").arg(&place).arg(release))?;
+    // On some systems only root's PATH has it, but anybody may run it.
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    project::output(
+        Command::new("depmod")
+            .arg("-b")
+            .arg(&place)
+            .arg(release)
+            .env("PATH", path),
+    )?;
     let record = Record {
         release: release.to_owned(),
         packages,
