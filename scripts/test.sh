@@ -47,19 +47,32 @@ tier_unit() {
     cargo_tests cargo test --workspace --no-fail-fast
 }
 
-# Tests that load programs into this machine's kernel: marked #[ignore = "native: ..."], one at a time.
+# What loads programs into this machine's kernel: tests marked #[ignore = "native: ..."], one at a time, then the exactness
+# run, in which every process counts its own traffic.
 tier_native() {
     can_be_root || { echo "needs root, or sudo without a password" && return $SKIPPED; }
-    ((EUID == 0)) || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo --preserve-env env PATH=$PATH"
-    cargo_tests cargo test --workspace --no-fail-fast -- --ignored --test-threads=1
+    static_binaries || return
+    local status=0 topology
+    (
+        ((EUID == 0)) || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo --preserve-env env PATH=$PATH"
+        cargo_tests cargo test --workspace --no-fail-fast -- --ignored --test-threads=1
+    ) || status=1
+    for topology in veth loopback; do
+        check "exactness on this kernel, $topology" \
+            as_root dist/test/exactness --agent dist/node-agent --topology "$topology" || status=1
+    done
+    return $status
 }
 
+# The same on every kernel we promise, and what the agent says about each.
 tier_vm() {
     have qemu-system-x86_64 || { echo "qemu-system-x86_64 is not installed: make setup" && return $SKIPPED; }
     static_binaries || return
     local kernel status=0
     for kernel in "${KERNELS[@]}"; do
-        vm_test "doctor on $kernel" --kernel "$kernel" -- dist/node-agent doctor || status=1
+        check "doctor on $kernel" cargo xtask vm --kernel "$kernel" -- dist/node-agent doctor || status=1
+        check "exactness on $kernel" cargo xtask vm --kernel "$kernel" --timeout 900 --mem 2048 \
+            --tool dist/node-agent --tool dist/test/traffic -- dist/test/exactness --agent /bin/node-agent || status=1
     done
     return $status
 }
@@ -74,7 +87,7 @@ tier_image() {
 # tally passed|failed|skipped NUMBER
 tally() { echo "$1 $2" >>"$COUNTS"; }
 
-# Runs cargo's tests and adds up what each test binary reports. No test at all is a failure.
+# Runs cargo's tests and adds up what each test binary reports.
 cargo_tests() {
     local log=$LOGS/cargo-$BASHPID.log status passed failed
     "$@" 2>&1 | tee "$log"
@@ -83,19 +96,15 @@ cargo_tests() {
     rm -f "$log"
     tally passed "$passed"
     ((failed == 0)) || tally failed "$failed"
-    if ((passed + failed == 0 && status == 0)); then
-        echo "error: no test ran"
-        return 1
-    fi
     return "$status"
 }
 
-# One test in a virtual machine: vm_test NAME ARGUMENTS-OF-XTASK-VM...
-vm_test() {
+# A command that is one test: check NAME COMMAND...
+check() {
     local name=$1
     shift
     say "$name"
-    if cargo xtask vm "$@"; then
+    if "$@"; then
         tally passed 1
     else
         echo "FAILED: $name"
@@ -123,6 +132,11 @@ run_tier() {
     say "tier $tier"
     "tier_$tier" 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
+    # A tier in which nothing ran has not passed.
+    if ((status == 0 && $(count passed "$COUNTS") == 0)); then
+        echo "error: nothing ran in this tier" | tee -a "$log"
+        status=1
+    fi
     case $status in
     0) result=PASSED ;;
     "$SKIPPED")
