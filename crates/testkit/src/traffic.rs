@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod exchange;
 pub mod launch;
+pub mod mmsg;
 pub mod netlink;
 pub mod netns;
 pub mod options;
@@ -17,4 +18,5 @@ pub mod sys;
 pub mod tcp_client;
 pub mod tcp_event;
 pub mod tcp_server;
-pub mod udp;
+pub mod udp_client;
+pub mod udp_server;

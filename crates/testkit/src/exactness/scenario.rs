@@ -83,7 +83,7 @@ struct Tcp {
     what: &'static str,
     /// Part of all connections, percent.
     percent: u64,
-    v6: Server,
+    on: Server,
     clients: u64,
     client: &'static str,
     server: &'static str,
@@ -95,7 +95,7 @@ struct Udp {
     tag: &'static str,
     what: &'static str,
     percent: u64,
-    v6: Server,
+    on: Server,
     clients: u64,
     client: &'static str,
     server: &'static str,
@@ -191,7 +191,7 @@ impl Builder<'_> {
 
     fn add_tcp(&mut self, tcp: &Tcp) {
         let port = self.next_port();
-        let (listen, dst) = self.addresses(tcp.v6);
+        let (listen, dst) = self.addresses(tcp.on);
         let dst: Vec<String> = dst.iter().map(ToString::to_string).collect();
         let common = format!("--port={port} {}", tcp.both);
         let group = if tcp.server.contains("fork") && !tcp.server.contains("prefork") {
@@ -235,7 +235,7 @@ impl Builder<'_> {
             tag: "",
             what: "",
             percent: 0,
-            v6: Server::V4,
+            on: Server::V4,
             clients: 3,
             client: "",
             server: "",
@@ -243,113 +243,40 @@ impl Builder<'_> {
             symmetric: true,
         };
         let (v4, v6) = (Server::V4, Server::V6);
-        for tcp in [
-            Tcp {
-                tag: "req4",
-                what: "request, half-close, answer; 3 clients",
-                percent: 20,
-                both: "--pattern=request --up=0-20000 --down=0-60000",
-                ..base
-            },
-            Tcp {
-                tag: "one4",
-                what: "open, send, close at once; 4 prefork workers",
-                percent: 20,
-                both: "--pattern=oneway --up=0-3000",
-                server: "--mode=prefork",
-                ..base
-            },
-            Tcp {
-                tag: "push6",
-                what: "server sends and closes",
-                percent: 8,
-                v6,
-                clients: 2,
-                both: "--pattern=push --down=0-30000",
-                ..base
-            },
-            Tcp {
-                tag: "half6",
-                what: "server half-closes first",
-                percent: 7,
-                v6,
-                clients: 2,
-                both: "--pattern=half-server",
-                ..base
-            },
-            Tcp {
-                tag: "map",
-                what: "v4-mapped sockets",
-                percent: 10,
-                v6: Server::Mapped,
-                clients: 2,
-                both: "--pattern=request",
-                ..base
-            },
-            Tcp {
-                tag: "many",
-                what: "16 server addresses, prefork",
-                percent: 10,
-                v6: Server::Many,
-                clients: 2,
-                both: "--pattern=exchange",
-                server: "--mode=prefork",
-                ..base
-            },
-            Tcp {
-                tag: "short",
-                what: "short-lived client processes",
-                percent: 8,
-                v6: v4,
-                clients: 2,
-                both: "--pattern=request --up=0-4000 --down=0-4000",
-                client: "--per-process=4",
-                ..base
-            },
-            Tcp {
-                tag: "fork",
-                what: "a child process per connection",
-                percent: 4,
-                clients: 2,
-                both: "--pattern=request",
-                server: "--mode=fork",
-                ..base
-            },
-            Tcp {
-                tag: "exec",
-                what: "a child process per connection that executes",
-                percent: 2,
-                clients: 2,
-                both: "--pattern=exchange",
-                server: "--mode=fork-exec",
-                ..base
-            },
-            Tcp {
-                tag: "rst",
-                what: "client resets",
-                percent: 5,
-                clients: 2,
-                both: "--pattern=rst",
-                ..base
-            },
-            Tcp {
-                tag: "unread",
-                what: "server closes with unread data",
-                percent: 5,
-                clients: 2,
-                both: "--pattern=unread --up=0-20000",
-                symmetric: false,
-                ..base
-            },
-            Tcp {
-                tag: "ref",
-                what: "non-blocking connects, refused",
-                percent: 1,
-                clients: 1,
-                both: "--pattern=refused",
-                ..base
-            },
-        ] {
+        // One scenario per entry; rustfmt would spread it over a page.
+        #[rustfmt::skip]
+        let table = [
+            Tcp { tag: "req4", what: "request, half-close, answer; 3 clients", percent: 20,
+                  both: "--pattern=request --up=0-20000 --down=0-60000", ..base },
+            Tcp { tag: "one4", what: "open, send, close at once; 4 prefork workers", percent: 20,
+                  both: "--pattern=oneway --up=0-3000",
+                  server: "--mode=prefork", ..base },
+            Tcp { tag: "push6", what: "server sends and closes", percent: 8, on: v6, clients: 2,
+                  both: "--pattern=push --down=0-30000", ..base },
+            Tcp { tag: "half6", what: "server half-closes first", percent: 7, on: v6, clients: 2,
+                  both: "--pattern=half-server", ..base },
+            Tcp { tag: "map", what: "v4-mapped sockets", percent: 10, on: Server::Mapped, clients: 2,
+                  both: "--pattern=request", ..base },
+            Tcp { tag: "many", what: "16 server addresses, prefork", percent: 10, on: Server::Many, clients: 2,
+                  both: "--pattern=exchange",
+                  server: "--mode=prefork", ..base },
+            Tcp { tag: "short", what: "short-lived client processes", percent: 8, on: v4, clients: 2,
+                  both: "--pattern=request --up=0-4000 --down=0-4000",
+                  client: "--per-process=4", ..base },
+            Tcp { tag: "fork", what: "a child process per connection", percent: 4, clients: 2,
+                  both: "--pattern=request",
+                  server: "--mode=fork", ..base },
+            Tcp { tag: "exec", what: "a child process per connection that executes", percent: 2, clients: 2,
+                  both: "--pattern=exchange",
+                  server: "--mode=fork-exec", ..base },
+            Tcp { tag: "rst", what: "client resets", percent: 5, clients: 2,
+                  both: "--pattern=rst", ..base },
+            Tcp { tag: "unread", what: "server closes with unread data", percent: 5, clients: 2,
+                  both: "--pattern=unread --up=0-20000", symmetric: false, ..base },
+            Tcp { tag: "ref", what: "non-blocking connects, refused", percent: 1, clients: 1,
+                  both: "--pattern=refused", ..base },
+        ];
+        for tcp in table {
             self.add_tcp(&tcp);
         }
         // Few connections, many bytes: their number is the same in every plan.
@@ -370,7 +297,7 @@ impl Builder<'_> {
 
     fn add_udp(&mut self, udp: &Udp) {
         let port = self.next_port();
-        let (listen, dst) = self.addresses(udp.v6);
+        let (listen, dst) = self.addresses(udp.on);
         let dst: Vec<String> = dst.iter().map(ToString::to_string).collect();
         let server = format!("--listen={listen} --port={port} {}", udp.server);
         let servers = vec![self.process(&format!("{}-s", udp.tag), Side::B, "udp-server", words(&server))];
@@ -400,70 +327,33 @@ impl Builder<'_> {
             tag: "",
             what: "",
             percent: 0,
-            v6: Server::V4,
+            on: Server::V4,
             clients: 2,
             client: "",
             server: "",
             symmetric: true,
         };
-        for udp in [
-            Udp {
-                tag: "ucon",
-                what: "connected UDP, a reply each",
-                percent: 10,
-                client: "--mode=connected --reply-every=1",
-                ..base
-            },
-            Udp {
-                tag: "uman",
-                what: "one unconnected socket, 16 peers",
-                percent: 25,
-                v6: Server::Many,
-                client: "--mode=unconnected",
-                ..base
-            },
-            Udp {
-                tag: "umm6",
-                what: "sendmmsg and recvmmsg",
-                percent: 25,
-                v6: Server::V6,
-                client: "--mode=mmsg",
-                server: "--mmsg",
-                ..base
-            },
-            Udp {
-                tag: "ugso",
-                what: "segmentation offload",
-                percent: 15,
-                client: "--mode=gso --size=1200",
-                ..base
-            },
-            Udp {
-                tag: "ushort",
-                what: "short-lived senders",
-                percent: 8,
-                client: "--per-process=16 --reply-every=8",
-                ..base
-            },
-            Udp {
-                tag: "umap",
-                what: "v4-mapped sockets",
-                percent: 9,
-                v6: Server::Mapped,
-                client: "--mode=unconnected",
-                ..base
-            },
-            Udp {
-                tag: "uover",
-                what: "receiver too slow: queue overflows",
-                percent: 2,
-                clients: 1,
-                client: "--reply-every=0 --mode=connected --size=0-2000",
-                server: "--rcvbuf=9000 --slow-us=500",
-                symmetric: false,
-                ..base
-            },
-        ] {
+        // One scenario per entry; rustfmt would spread it over a page.
+        #[rustfmt::skip]
+        let table = [
+            Udp { tag: "ucon", what: "connected UDP, a reply each", percent: 10,
+                  client: "--mode=connected --reply-every=1", ..base },
+            Udp { tag: "uman", what: "one unconnected socket, 16 peers", percent: 25, on: Server::Many,
+                  client: "--mode=unconnected", ..base },
+            Udp { tag: "umm6", what: "sendmmsg and recvmmsg", percent: 25, on: Server::V6,
+                  client: "--mode=mmsg",
+                  server: "--mmsg", ..base },
+            Udp { tag: "ugso", what: "segmentation offload", percent: 15,
+                  client: "--mode=gso --size=1200", ..base },
+            Udp { tag: "ushort", what: "short-lived senders", percent: 8,
+                  client: "--per-process=16 --reply-every=8", ..base },
+            Udp { tag: "umap", what: "v4-mapped sockets", percent: 9, on: Server::Mapped,
+                  client: "--mode=unconnected", ..base },
+            Udp { tag: "uover", what: "receiver too slow: queue overflows", percent: 2, clients: 1,
+                  client: "--reply-every=0 --mode=connected --size=0-2000 --pace-us=50",
+                  server: "--rcvbuf=9000 --slow-us=500", symmetric: false, ..base },
+        ];
+        for udp in table {
             self.add_udp(&udp);
         }
     }

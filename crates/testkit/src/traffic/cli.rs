@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::{
     netns::{Side, TestNet},
     options::{ServeFd, TcpClient, TcpHold, TcpServer, UdpClient, UdpServer},
-    tcp_client, tcp_server, udp,
+    tcp_client, tcp_server, udp_client, udp_server,
 };
 
 /// Clients and servers that count what they do. Each process appends one JSON line to its report when it ends.
@@ -65,8 +65,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::TcpHold(options) => tcp_client::run_hold(options),
         Command::TcpServer(options) => tcp_server::run(options),
         Command::ServeFd(options) => tcp_server::run_fd(options),
-        Command::UdpClient(options) => udp::run_client(options),
-        Command::UdpServer(options) => udp::run_server(options),
+        Command::UdpClient(options) => udp_client::run(options),
+        Command::UdpServer(options) => udp_server::run(options),
         Command::Net {
             action: NetAction::Down,
             name,

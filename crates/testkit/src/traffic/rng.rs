@@ -29,7 +29,7 @@ impl Rng {
     }
 
     /// The next 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
@@ -109,7 +109,7 @@ mod tests {
     fn sizes_stay_in_range_and_reach_the_edges() {
         let sizes: Sizes = "0-9000".parse().unwrap();
         let mut rng = Rng::new(7);
-        let picked: Vec<usize> = (0..20_000).map(|_| sizes.pick(rng.next())).collect();
+        let picked: Vec<usize> = (0..20_000).map(|_| sizes.pick(rng.next_u64())).collect();
         assert!(picked.iter().all(|size| *size <= 9000));
         assert!(picked.contains(&0) && picked.contains(&1));
         assert!(picked.iter().any(|size| *size > 8500), "large sizes are missing");

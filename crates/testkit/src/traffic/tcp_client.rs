@@ -178,8 +178,13 @@ pub fn run_hold(options: &TcpHold) -> anyhow::Result<()> {
         options.up
     );
     role::start(&options.common)?;
-    sys::raise_open_files(u64::from(options.connections) + 64)
-        .with_context(|| format!("raising the limit of open files to {}", options.connections + 64))?;
+    let wanted = u64::from(options.connections) + 64;
+    let limit = sys::raise_open_files(wanted).context("raising the limit of open files")?;
+    anyhow::ensure!(
+        limit >= wanted,
+        "{} connections need {wanted} open files, the limit is {limit}: use more processes",
+        options.connections
+    );
     let exchange = Exchange {
         pattern: Pattern::Exchange,
         up: options.up,

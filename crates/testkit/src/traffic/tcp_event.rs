@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write as _},
+    net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant},
 };
@@ -68,8 +69,8 @@ pub fn serve_by_passing(options: &TcpServer, listener: &Socket) -> anyhow::Resul
             drop(there);
             role::ready()?;
             let mut recorder = Recorder::default();
-            tcp_server::accept_all(listener, |socket| {
-                let (row, _) = tcp_server::row_of(&socket, &mut recorder)?;
+            tcp_server::accept_all(listener, |socket, peer| {
+                let row = tcp_server::row_of(&socket, peer, &mut recorder)?;
                 recorder.counts(row).connections += 1;
                 sys::send_fd(&here, socket.as_fd())
             })
@@ -110,7 +111,7 @@ impl<'a> Server<'a> {
     }
 
     fn run(mut self, listener: Option<&Socket>, channel: Option<&Socket>) -> anyhow::Result<Self> {
-        sys::raise_open_files(120_000).context("raising the limit of open files to 120000")?;
+        sys::raise_open_files(120_000).context("raising the limit of open files")?;
         for (socket, token) in [(listener, LISTENER), (channel, CHANNEL)] {
             if let Some(socket) = socket {
                 socket.set_nonblocking(true)?;
@@ -158,7 +159,9 @@ impl<'a> Server<'a> {
         let Some(listener) = listener else { return Ok(()) };
         loop {
             match listener.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
-                Ok((socket, _)) => self.add(socket, true)?,
+                Ok((socket, peer)) => {
+                    self.add(socket, peer.as_socket().context("a peer without an IP address")?, true)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("accepting a connection"),
@@ -172,7 +175,8 @@ impl<'a> Server<'a> {
             match sys::receive_fd(channel) {
                 Ok(Some(socket)) => {
                     socket.set_nonblocking(true)?;
-                    self.add(socket, false)?;
+                    let peer = tcp_server::peer_of(&socket).context("a passed socket")?;
+                    self.add(socket, peer, false)?;
                 }
                 // The accepting process is done; SIGTERM follows, and level triggering must not spin until then.
                 Ok(None) => {
@@ -185,8 +189,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn add(&mut self, socket: Socket, accepted: bool) -> anyhow::Result<()> {
-        let (row, peer) = tcp_server::row_of(&socket, &mut self.recorder)?;
+    fn add(&mut self, socket: Socket, peer: SocketAddr, accepted: bool) -> anyhow::Result<()> {
+        let row = tcp_server::row_of(&socket, peer, &mut self.recorder)?;
         if accepted {
             self.recorder.counts(row).connections += 1;
         }

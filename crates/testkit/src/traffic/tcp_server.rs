@@ -59,7 +59,8 @@ pub fn run_fd(options: &ServeFd) -> anyhow::Result<()> {
     role::start(&options.common)?;
     let socket = sys::inherited_socket(options.fd).with_context(|| format!("taking over descriptor {}", options.fd))?;
     let mut recorder = Recorder::default();
-    let (row, peer) = row_of(&socket, &mut recorder).context("reading the addresses of the inherited socket")?;
+    let peer = peer_of(&socket).context("reading the peer of the inherited socket")?;
+    let row = row_of(&socket, peer, &mut recorder).context("reading the address of the inherited socket")?;
     serve(
         &options.exchange,
         options.common.seed,
@@ -91,7 +92,7 @@ fn listen(ip: IpAddr, port: u16) -> io::Result<Socket> {
 ///
 /// # Errors
 /// `accept` failed for good, or `each` did.
-pub fn accept_all(listener: &Socket, mut each: impl FnMut(Socket) -> io::Result<()>) -> io::Result<()> {
+pub fn accept_all(listener: &Socket, mut each: impl FnMut(Socket, SocketAddr) -> io::Result<()>) -> io::Result<()> {
     let mut draining = None;
     loop {
         if sys::stopping() && draining.is_none() {
@@ -99,8 +100,8 @@ pub fn accept_all(listener: &Socket, mut each: impl FnMut(Socket) -> io::Result<
             draining = Some(Instant::now());
         }
         match listener.accept4(libc::SOCK_CLOEXEC) {
-            Ok((socket, _)) => {
-                each(socket)?;
+            Ok((socket, peer)) => {
+                each(socket, peer.as_socket().ok_or(io::ErrorKind::InvalidData)?)?;
                 if draining.is_some() {
                     draining = Some(Instant::now());
                 }
@@ -123,8 +124,8 @@ pub fn accept_all(listener: &Socket, mut each: impl FnMut(Socket) -> io::Result<
 fn serve_here(options: &TcpServer, listener: &Socket) -> anyhow::Result<()> {
     let mut recorder = Recorder::default();
     let mut scratch = Scratch::default();
-    accept_all(listener, |socket| {
-        let (row, peer) = row_of(&socket, &mut recorder)?;
+    accept_all(listener, |socket, peer| {
+        let row = row_of(&socket, peer, &mut recorder)?;
         recorder.counts(row).connections += 1;
         let seed = options.common.seed;
         serve(
@@ -144,22 +145,30 @@ fn serve_here(options: &TcpServer, listener: &Socket) -> anyhow::Result<()> {
     role::finish(&options.common, "tcp-server", &mut recorder)
 }
 
-/// The row of an accepted socket and its peer's address.
+/// The row of an accepted socket. Its peer is the one that `accept` told: after a reset the socket has none any more.
 ///
 /// # Errors
-/// The socket is not connected (any more).
-pub fn row_of(socket: &Socket, recorder: &mut Recorder) -> io::Result<(RowId, SocketAddr)> {
-    let not_ip = || io::Error::from(io::ErrorKind::InvalidData);
-    let local = socket.local_addr()?.as_socket().ok_or_else(not_ip)?;
-    let peer = socket.peer_addr()?.as_socket().ok_or_else(not_ip)?;
-    let row = recorder.row(RowKey {
+/// The socket has no IP address.
+pub fn row_of(socket: &Socket, peer: SocketAddr, recorder: &mut Recorder) -> io::Result<RowId> {
+    let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(recorder.row(RowKey {
         transport: Transport::Tcp,
         direction: Direction::Incoming,
         local: Some(local.ip()),
         remote: peer.ip(),
         service_port: local.port(),
-    });
-    Ok((row, peer))
+    }))
+}
+
+/// The peer of a connected socket that another process accepted.
+///
+/// # Errors
+/// The socket is not connected (any more).
+pub fn peer_of(socket: &Socket) -> io::Result<SocketAddr> {
+    socket
+        .peer_addr()?
+        .as_socket()
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn serve(
@@ -221,10 +230,10 @@ fn fork_each(options: &TcpServer, listener: &Socket) -> anyhow::Result<()> {
         }
         false
     };
-    accept_all(listener, |socket| {
-        let (row, peer) = row_of(&socket, &mut recorder)?;
+    accept_all(listener, |socket, peer| {
+        let row = row_of(&socket, peer, &mut recorder)?;
         match sys::fork()? {
-            sys::Fork::Child => sys::exit_now(i32::from(child(options, socket, row, peer, &mut recorder).is_err())),
+            sys::Fork::Child => sys::exit_now(i32::from(child(options, socket, peer, &mut recorder).is_err())),
             sys::Fork::Parent(_) => {
                 children += 1;
                 let counts = recorder.counts(row);
@@ -243,13 +252,7 @@ fn fork_each(options: &TcpServer, listener: &Socket) -> anyhow::Result<()> {
 }
 
 /// The child of one connection. Its parent counts the connection, it counts the bytes.
-fn child(
-    options: &TcpServer,
-    socket: Socket,
-    row: RowId,
-    peer: SocketAddr,
-    recorder: &mut Recorder,
-) -> anyhow::Result<()> {
+fn child(options: &TcpServer, socket: Socket, peer: SocketAddr, recorder: &mut Recorder) -> anyhow::Result<()> {
     if options.mode == Mode::ForkExec {
         let own = std::env::args_os().next().context("no argv[0]")?;
         let path = std::path::Path::new(&own).with_file_name(&options.second_name);
@@ -258,14 +261,14 @@ fn child(
         return Err(anyhow::Error::new(error).context(format!("executing {}", path.display())));
     }
     recorder.clear();
-    let key_row = row_of(&socket, recorder).map_or(row, |(row, _)| row);
+    let row = row_of(&socket, peer, recorder)?;
     let seed = options.common.seed;
     serve(
         &options.exchange,
         seed,
         &socket,
         peer.port(),
-        key_row,
+        row,
         &mut Scratch::default(),
         recorder,
     );

@@ -1,4 +1,4 @@
-//! Roles `udp-client` and `udp-server`.
+//! Role `udp-client`.
 //!
 //! Flow control is in band: the first byte of a datagram asks for a reply (`ASK`), or not. A client that asks with
 //! every Nth datagram and waits for the reply never runs more than N datagrams ahead of its server.
@@ -13,19 +13,21 @@ use anyhow::Context as _;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
-    options::{SendMode, UdpClient, UdpServer},
+    mmsg::{MMSG, Mmsg},
+    options::{SendMode, UdpClient},
     report::{Direction, Recorder, RowId, RowKey, Transport},
     rng::Rng,
     role, sys,
 };
 
-const ASK: u8 = 1;
+/// First byte of a datagram that asks for a reply.
+pub const ASK: u8 = 1;
 /// Longest wait for one reply; a lost datagram costs this once.
 const REPLY_PATIENCE: Duration = Duration::from_secs(1);
 /// Quiet time after which no more replies or requests are expected.
-const QUIET: Duration = Duration::from_millis(300);
+pub const QUIET: Duration = Duration::from_millis(300);
 /// Largest datagram received.
-const LARGEST: usize = 65_535;
+pub const LARGEST: usize = 65_535;
 /// Segments of one send in mode gso.
 const SEGMENTS: usize = 16;
 
@@ -45,10 +47,12 @@ struct Client<'a> {
     targets: Vec<Target>,
     rng: Rng,
     buffer: Box<[u8]>,
-    messages: Option<sys::Mmsg>,
+    messages: Option<Mmsg>,
     recorder: Recorder,
     /// Datagrams since the last one that asked for a reply.
     since_asked: u64,
+    /// More replies may come than were waited for: one was late, or a group answers.
+    expects_more: bool,
     gso: bool,
 }
 
@@ -56,18 +60,18 @@ struct Client<'a> {
 ///
 /// # Errors
 /// Setup failed. Failing sends are counted, not returned.
-pub fn run_client(options: &UdpClient) -> anyhow::Result<()> {
+pub fn run(options: &UdpClient) -> anyhow::Result<()> {
     role::start(&options.common)?;
-    let mut round = 0;
     role::in_portions(options.datagrams, options.per_process, |portion| {
-        // Each short-lived process sends other sizes; the counter is the parent's only when it does the work itself.
-        round = std::process::id().into();
-        let mut client = Client::new(
-            options,
-            options.common.seed ^ if options.per_process > 0 { round } else { 0 },
-        )?;
+        // Each short-lived process sends other sizes.
+        let salt = if options.per_process > 0 {
+            u64::from(std::process::id())
+        } else {
+            0
+        };
+        let mut client = Client::new(options, options.common.seed ^ salt)?;
         client.send_many(portion)?;
-        client.drain(QUIET)?;
+        client.drain()?;
         role::finish(&options.common, "udp-client", &mut client.recorder)
     })
 }
@@ -151,9 +155,10 @@ impl<'a> Client<'a> {
             targets,
             rng: Rng::new(seed),
             buffer: vec![0; LARGEST.max(largest)].into_boxed_slice(),
-            messages: (options.mode == SendMode::Mmsg).then(|| sys::Mmsg::new(largest)),
+            messages: (options.mode == SendMode::Mmsg).then(|| Mmsg::new(largest)),
             recorder,
             since_asked: 0,
+            expects_more: options.dst.iter().any(|ip| is_group(*ip)),
             gso,
         })
     }
@@ -184,6 +189,9 @@ impl<'a> Client<'a> {
                 _ => self.send_one(turn)?,
             };
             turn += 1;
+            if self.options.pace_us > 0 {
+                std::thread::sleep(Duration::from_micros(self.options.pace_us));
+            }
         }
         Ok(())
     }
@@ -203,7 +211,7 @@ impl<'a> Client<'a> {
 
     fn send_one(&mut self, turn: usize) -> anyhow::Result<u64> {
         let ask = self.asks(1);
-        let size = self.options.size.pick(self.rng.next()).max(usize::from(ask));
+        let size = self.options.size.pick(self.rng.next_u64()).max(usize::from(ask));
         if let Some(first) = self.buffer.first_mut() {
             *first = if ask { ASK } else { 0 };
         }
@@ -243,10 +251,10 @@ impl<'a> Client<'a> {
         let (Some(messages), Some(socket)) = (self.messages.as_mut(), &self.socket) else {
             return Ok(1);
         };
-        let batch = usize::try_from(left).unwrap_or(usize::MAX).min(sys::MMSG);
+        let batch = usize::try_from(left).unwrap_or(usize::MAX).min(MMSG);
         let every = self.options.reply_every;
-        let mut sizes = [0_usize; sys::MMSG];
-        let mut rows = [None; sys::MMSG];
+        let mut sizes = [0_usize; MMSG];
+        let mut rows = [None; MMSG];
         let ask_last = every > 0 && self.since_asked + batch as u64 >= every;
         self.since_asked = if ask_last { 0 } else { self.since_asked + batch as u64 };
         for (index, (size, row)) in sizes.iter_mut().zip(rows.iter_mut()).take(batch).enumerate() {
@@ -256,7 +264,7 @@ impl<'a> Client<'a> {
                 break;
             };
             *turn += 1;
-            *size = self.options.size.pick(self.rng.next()).max(usize::from(ask));
+            *size = self.options.size.pick(self.rng.next_u64()).max(usize::from(ask));
             *row = Some(target.row);
             messages.set(index, Some(&target.address), *size, if ask { ASK } else { 0 });
         }
@@ -286,7 +294,7 @@ impl<'a> Client<'a> {
             .min(LARGEST / segment.max(1))
             .max(1);
         // The last segment may be shorter: that is part of what is to be counted.
-        let last = self.options.size.pick(self.rng.next()).max(1);
+        let last = self.options.size.pick(self.rng.next_u64()).max(1);
         let total = (wanted - 1) * segment + last;
         let ask = self.asks(wanted as u64);
         if let Some(first) = self.buffer.first_mut() {
@@ -333,6 +341,7 @@ impl<'a> Client<'a> {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || sys::stopping() {
+                self.expects_more = true;
                 return Ok(());
             }
             if sys::poll(sys::fd_of(socket), libc::POLLIN, left)? == 0 {
@@ -349,17 +358,15 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Takes replies until there was none for `quiet`.
-    fn drain(&mut self, quiet: Duration) -> anyhow::Result<()> {
-        if self.options.reply_every == 0 {
+    /// Takes the replies that were not waited for.
+    fn drain(&mut self) -> anyhow::Result<()> {
+        if !self.expects_more || self.options.reply_every == 0 {
             return Ok(());
         }
-        let shared = usize::from(self.socket.is_some());
-        for index in 0..if shared == 1 { 1 } else { self.targets.len() } {
+        for index in 0..if self.socket.is_some() { 1 } else { self.targets.len() } {
             // Replies of all destinations arrive in parallel, so only the first socket is worth the full wait.
-            let patience = if index == 0 { quiet } else { Duration::from_millis(1) };
-            loop {
-                let Some(target) = self.targets.get(index) else { break };
+            let patience = if index == 0 { QUIET } else { Duration::from_millis(1) };
+            while let Some(target) = self.targets.get(index) {
                 let Some(socket) = target.socket.as_ref().or(self.socket.as_ref()) else {
                     break;
                 };
@@ -374,6 +381,11 @@ impl<'a> Client<'a> {
         }
         Ok(())
     }
+}
+
+/// True for addresses that several receivers may answer.
+fn is_group(ip: IpAddr) -> bool {
+    ip.is_multicast() || matches!(ip, IpAddr::V4(v4) if v4.is_broadcast() || v4 == super::netns::BROADCAST)
 }
 
 fn key(remote: IpAddr, port: u16, local: Option<IpAddr>) -> RowKey {
@@ -418,158 +430,4 @@ fn receive(
     counts.datagrams_received += 1;
     counts.bytes_received += length as u64;
     Ok(())
-}
-
-/// Runs the role `udp-server` until SIGTERM, and then until its queue is empty.
-///
-/// # Errors
-/// Setup failed, or receiving failed for good.
-pub fn run_server(options: &UdpServer) -> anyhow::Result<()> {
-    role::start(&options.common)?;
-    let socket =
-        server_socket(options).with_context(|| format!("binding UDP {} port {}", options.listen, options.port))?;
-    let mut server = Server {
-        options,
-        local: Some(options.listen).filter(|ip| !ip.is_unspecified() && !ip.is_multicast()),
-        rng: Rng::new(options.common.seed.wrapping_add(1)),
-        reply: vec![0; options.reply.max as usize].into_boxed_slice(),
-        recorder: Recorder::default(),
-        socket,
-    };
-    role::ready()?;
-    if options.mmsg {
-        server.receive_vectors()
-    } else {
-        server.receive_singly()
-    }
-    .context("receiving")?;
-    role::finish(&options.common, "udp-server", &mut server.recorder)
-}
-
-fn server_socket(options: &UdpServer) -> anyhow::Result<Socket> {
-    let address = SocketAddr::new(options.listen, options.port);
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    socket.set_reuse_address(options.share)?;
-    if options.listen.is_ipv6() {
-        socket.set_only_v6(!options.listen.is_unspecified())?;
-    }
-    sys::set_receive_buffer(&socket, options.rcvbuf)?;
-    // Wakes the loop so that it sees a stop that came between its check and its call.
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    socket.bind(&SockAddr::from(address))?;
-    let index = match &options.interface {
-        Some(name) => sys::interface_index(name).with_context(|| format!("finding interface `{name}`"))?,
-        None => 0,
-    };
-    for group in &options.join {
-        match group {
-            IpAddr::V4(group) => socket.join_multicast_v4_n(group, &socket2::InterfaceIndexOrAddress::Index(index)),
-            IpAddr::V6(group) => socket.join_multicast_v6(group, index),
-        }
-        .with_context(|| format!("joining group {group}"))?;
-    }
-    Ok(socket)
-}
-
-struct Server<'a> {
-    options: &'a UdpServer,
-    socket: Socket,
-    local: Option<IpAddr>,
-    rng: Rng,
-    reply: Box<[u8]>,
-    recorder: Recorder,
-}
-
-impl Server<'_> {
-    fn receive_singly(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0_u8; LARGEST].into_boxed_slice();
-        let mut last = Instant::now();
-        loop {
-            match sys::recv_from(&self.socket, &mut buffer) {
-                Ok((length, from)) => {
-                    let first = if length == 0 {
-                        0
-                    } else {
-                        buffer.first().copied().unwrap_or(0)
-                    };
-                    self.received(length, first, &from);
-                    if self.options.slow_us > 0 {
-                        std::thread::sleep(Duration::from_micros(self.options.slow_us));
-                    }
-                    if sys::stopping() {
-                        last = Instant::now();
-                    }
-                }
-                Err(error) => {
-                    if self.quiet(&error, last)? {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    fn receive_vectors(&mut self) -> io::Result<()> {
-        let mut messages = sys::Mmsg::new(16 << 10);
-        let mut last = Instant::now();
-        loop {
-            match messages.receive(&self.socket) {
-                Ok(count) => {
-                    for index in 0..count {
-                        if let Some((length, first, from)) = messages.received(index) {
-                            self.received(length, first, &from);
-                        }
-                    }
-                    if sys::stopping() {
-                        last = Instant::now();
-                    }
-                }
-                Err(error) => {
-                    if self.quiet(&error, last)? {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    /// True when the role stops and nothing came for a while; an error when receiving failed for good.
-    fn quiet(&mut self, error: &io::Error, last: Instant) -> io::Result<bool> {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
-                Ok(sys::timed_out() || (sys::stopping() && last.elapsed() >= QUIET))
-            }
-            // An ICMP answer to one of our replies: the short-lived sender is gone.
-            io::ErrorKind::ConnectionRefused => Ok(false),
-            kind => Err(kind.into()),
-        }
-    }
-
-    fn received(&mut self, length: usize, first: u8, from: &SockAddr) {
-        let Some(peer) = from.as_socket() else { return };
-        let row = self.recorder.row(RowKey {
-            transport: Transport::Udp,
-            direction: Direction::Incoming,
-            local: self.local,
-            remote: peer.ip(),
-            service_port: self.options.port,
-        });
-        let counts = self.recorder.counts(row);
-        counts.datagrams_received += 1;
-        counts.bytes_received += length as u64;
-        if first != ASK {
-            return;
-        }
-        let size = self.options.reply.pick(self.rng.next());
-        match self.socket.send_to(self.reply.get(..size).unwrap_or_default(), from) {
-            Ok(sent) => {
-                counts.datagrams_sent += 1;
-                counts.bytes_sent += sent as u64;
-            }
-            Err(error) => {
-                counts.failures += 1;
-                self.recorder.error("reply", &error);
-            }
-        }
-    }
 }
