@@ -150,13 +150,60 @@ impl Shared {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Superseded: the entry belongs to the newer stream.
-        if !self.superseded.is_cancelled() {
-            let mut owners = self.shared.owners.lock();
-            // Again under the lock, where superseding happens.
-            if !self.superseded.is_cancelled() {
-                owners.remove(&self.key);
-            }
+        let mut owners = self.shared.owners.lock();
+        self.turn = None;
+        // Whoever stores or waits for its turn holds the lock's count up; both are taken under the lock on `owners`.
+        if owners
+            .get(&self.key)
+            .is_some_and(|owner| Arc::strong_count(&owner.turn) == 1)
+        {
+            owners.remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::pipeline::{AcceptError, Accepted, Delivery};
+
+    struct Never;
+
+    #[tonic::async_trait]
+    impl Accept for Never {
+        async fn accept(&self, _: Delivery) -> Result<Accepted, AcceptError> {
+            Err(AcceptError::Stopping)
+        }
+    }
+
+    fn shared() -> Arc<Shared> {
+        let config = IngestConfig::new("127.0.0.1:0".parse().unwrap());
+        let (stop, over) = (CancellationToken::new(), CancellationToken::new());
+        let metrics = IngestMetrics::default();
+        CollectorService::new(config, Arc::new(Never), &Ledger::default(), metrics, stop, over).shared
+    }
+
+    #[tokio::test]
+    async fn one_stream_has_the_turn_and_none_leaves_anything_behind() {
+        let shared = shared();
+        let first = shared.claim("n".into(), 1).await;
+        let waiting = shared.claim("n".into(), 1);
+        assert!(timeout(Duration::from_millis(20), waiting).await.is_err(), "two have the turn");
+        assert!(first.superseded.is_cancelled());
+        // The one that gave up has not opened a second door.
+        let waiting = shared.claim("n".into(), 1);
+        assert!(timeout(Duration::from_millis(20), waiting).await.is_err(), "two have the turn");
+        let (other, next) = (shared.claim("n".into(), 2).await, shared.claim("n".into(), 1));
+        drop(first);
+        let next = next.await;
+        assert!(!next.superseded.is_cancelled() && !other.superseded.is_cancelled());
+        assert_eq!(shared.owners.lock().len(), 2);
+        drop((next, other));
+        assert!(shared.owners.lock().is_empty());
     }
 }

@@ -103,55 +103,58 @@ impl Stream {
     }
 
     async fn start(mut self) -> End {
-        match time::timeout(self.shared.config.first_message_timeout, self.greet()).await {
-            Ok(Ok((hello, claim))) => {
-                tracing::info!(
-                    peer = ?self.peer, node = %hello.node, boot_id = hello.boot_id, agent_version = %hello.agent_version,
-                    "agent connected"
-                );
-                let decoder = StreamDecoder::new(self.shared.limits());
-                Session {
-                    stream: self,
-                    hello,
-                    decoder,
-                    epoch: 0,
-                    claim,
-                }
-                .run()
-                .await
-            }
-            Ok(Err(end)) => end,
+        let limit = self.shared.config.first_message_timeout;
+        let hello = match time::timeout(limit, self.hello()).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(end)) => return end,
             Err(_) => {
                 self.shared.metrics.malformed("hello_timeout");
-                End::Status(Status::deadline_exceeded(format!(
-                    "no Hello within {:?}",
-                    self.shared.config.first_message_timeout
-                )))
+                return Status::deadline_exceeded(format!("no Hello within {limit:?}")).into();
             }
+        };
+        let claim = match time::timeout(limit, self.greet(&hello)).await {
+            Ok(Ok(claim)) => claim,
+            Ok(Err(end)) => return end,
+            Err(_) => return Status::unavailable("an older stream of this agent start is still storing").into(),
+        };
+        tracing::info!(
+            peer = ?self.peer, node = %hello.node, boot_id = hello.boot_id, agent_version = %hello.agent_version,
+            "agent connected"
+        );
+        let decoder = StreamDecoder::new(self.shared.limits());
+        Session {
+            stream: self,
+            hello,
+            decoder,
+            epoch: 0,
+            claim,
+        }
+        .run()
+        .await
+    }
+
+    async fn hello(&mut self) -> Result<Hello, End> {
+        match self.next().await? {
+            client_message::Kind::Hello(hello) => {
+                Hello::try_from(hello).map_err(|error| self.malformed(error.reason(), error.to_string()).into())
+            }
+            client_message::Kind::Batch(_) | client_message::Kind::Heartbeat(_) => Err(self
+                .malformed("hello_missing", "kind: the first message must be hello")
+                .into()),
         }
     }
 
-    async fn greet(&mut self) -> Result<(Hello, Claim), End> {
-        let hello = match self.next().await? {
-            client_message::Kind::Hello(hello) => {
-                Hello::try_from(hello).map_err(|error| self.malformed(error.reason(), error.to_string()))?
-            }
-            client_message::Kind::Batch(_) | client_message::Kind::Heartbeat(_) => {
-                return Err(self
-                    .malformed("hello_missing", "kind: the first message must be hello")
-                    .into());
-            }
-        };
+    async fn greet(&self, hello: &Hello) -> Result<Claim, End> {
         let claim = self.shared.claim(hello.node.clone(), hello.boot_id).await;
         let last_seq = self.shared.accept.last_contiguous(&hello.node, hello.boot_id).await;
         let limits = Some(self.shared.limits().into());
-        self.answer(server_message::Kind::HelloAck(v1::HelloAck {
+        let ack = v1::HelloAck {
             protocol_version: PROTOCOL_VERSION,
             last_seq,
             limits,
-        }))
-        .await?;
-        Ok((hello, claim))
+        };
+        self.answer(server_message::Kind::HelloAck(ack)).await?;
+        Ok(claim)
     }
 
     /// The next message. Cancel safe.

@@ -22,7 +22,7 @@ use crate::{
 
 type Answers = Arc<dyn Fn(u64) -> Option<server_message::Kind> + Send + Sync>;
 
-/// Answers each batch by its number, and remembers the numbers.
+/// Answers each batch by its number, and remembers the numbers; a heartbeat is number 0.
 #[derive(Clone)]
 struct Odd {
     hello: v1::HelloAck,
@@ -45,7 +45,11 @@ impl Collector for Odd {
                         odd.seen.lock().push(batch.seq);
                         (odd.answers)(batch.seq)
                     }
-                    Some(client_message::Kind::Heartbeat(_)) | None => None,
+                    Some(client_message::Kind::Heartbeat(_)) => {
+                        odd.seen.lock().push(0);
+                        None
+                    }
+                    None => None,
                 };
                 if let Some(kind) = kind
                     && out.send(Ok(ServerMessage { kind: Some(kind) })).await.is_err()
@@ -215,4 +219,28 @@ async fn no_more_is_in_flight_than_the_aggregator_allows() {
     until("three are sent", || seen.lock().len() == 3).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(*seen.lock(), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn an_idle_uplink_says_that_it_is_there() {
+    let limits = Limits {
+        idle_ms: 60,
+        ..Limits::default()
+    };
+    let (address, seen) = odd(
+        v1::HelloAck {
+            limits: Some(limits.into()),
+            ..hello()
+        },
+        ack,
+    )
+    .await;
+    let (handle, _ledger) = start(uplink(grpc(address)));
+    until("three heartbeats", || {
+        seen.lock().len() >= 3 && seen.lock().iter().all(|seq| *seq == 0)
+    })
+    .await;
+    handle.send(flows(0..10)).await;
+    assert_eq!(handle.drain(PATIENCE).await.records, 0);
+    assert_eq!(handle.metrics().connects(), 1);
 }
