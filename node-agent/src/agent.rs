@@ -72,7 +72,6 @@ async fn serve(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow:
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let ready = telemetry.health.component("agent");
-    ready.set_failed("starting");
     let stop_admin = CancellationToken::new();
 
     // Everything that can be refused is checked before anything is attached.

@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// Reason of features that a later version will have.
+const NOT_IN_THIS_BUILD: &str = "NotInThisBuild";
+
 #[derive(serde::Serialize)]
 struct Report {
     kernel: String,
@@ -41,7 +44,7 @@ struct ProgramLine {
     verified_instructions: u32,
 }
 
-/// Prints the report; true if everything the enabled plugins promise is on.
+/// Prints the report; false if a feature of this build is off, or nothing can be collected.
 ///
 /// # Errors
 /// If the report cannot be written as JSON.
@@ -77,13 +80,14 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
             .collect(),
         error,
     };
-    let all_on = report.error.is_none() && report.features.iter().all(|f| f.state == State::On);
+    let works = report.error.is_none()
+        && report.features.iter().all(|f| f.state != State::Off || f.reason == NOT_IN_THIS_BUILD);
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", text(&report));
     }
-    Ok(all_on)
+    Ok(works)
 }
 
 fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
@@ -92,7 +96,7 @@ fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature
         name: Box::leak(name.into_boxed_str()),
         state: State::Off,
         hook: String::new(),
-        reason: "NotInThisBuild".into(),
+        reason: NOT_IN_THIS_BUILD.into(),
     }));
     features
 }

@@ -191,6 +191,8 @@ pub struct Conn {
     pub slot: u32,
     /// Raised by the closing side before it decides how to report (see `slot`).
     pub closing: u64,
+    /// Times user space sampled the connection.
+    pub samples: u64,
     /// Thread group id that connected or accepted, 0 if unknown.
     pub owner_pid: u32,
     /// Thread group id that started the close, 0 if none did yet.
@@ -504,7 +506,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
     assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 96);
+    assert!(size_of::<Conn>() == 104);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
     assert!(size_of::<Adopt>() == 96);

@@ -155,6 +155,7 @@ const EMPTY: Conn = Conn {
     base_retransmits: 0,
     slot: 0,
     closing: 0,
+    samples: 0,
     owner_pid: 0,
     closer_pid: 0,
     owner_comm: [0; 16],
@@ -194,20 +195,21 @@ fn established(sk: u64, old: u32, config: &NetConfig) {
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map value; this state change happens once per connection.
         unsafe { (*conn).established_ns = now() };
-    } else if old == state::SYN_RECV {
-        incoming(sk, config);
+    } else if old == state::SYN_RECV || old == state::SYN_SENT {
+        // From a listener, or connecting since before the programs were attached.
+        opened(sk, if old == state::SYN_RECV { direction::INCOMING } else { direction::OUTGOING }, config);
     }
 }
 
-/// A connection that a listener took: out of SYN_RECV.
+/// A connection that is open from now on and was not known before.
 #[inline(always)]
-fn incoming(sk: u64, config: &NetConfig) {
+fn opened(sk: u64, direction: u8, config: &NetConfig) {
     let mut tuple = Tuple::default();
     if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
         return;
     }
     let now = now();
-    insert(sk, &Conn { id: now, established_ns: now, direction: direction::INCOMING, ..EMPTY });
+    insert(sk, &Conn { id: now, established_ns: now, direction, ..EMPTY });
 }
 
 #[inline(always)]
@@ -235,7 +237,7 @@ fn accepted(sk: u64) {
 fn closing(sk: u64, old: u32, config: &NetConfig) {
     if CONNS.get_ptr_mut(sk).is_none() && old == state::SYN_RECV {
         // Fast open: served and closed before the handshake completed.
-        incoming(sk, config);
+        opened(sk, direction::INCOMING, config);
     }
     note_closer(sk);
 }
@@ -465,9 +467,9 @@ fn sample_one(one: &mut Sample) {
         return;
     }
     conn.slot = one.slot;
-    // A full barrier between the mark and the look at the other side's mark; adding 0 changes nothing.
+    // The atomic addition is a full barrier between the mark and the look at the other side's mark.
     // SAFETY: aligned field of a live map value.
-    unsafe { atomic_add(&raw mut conn.closing, 0) };
+    unsafe { atomic_add(&raw mut conn.samples, 1) };
     // SAFETY: as above; volatile so that it is read after the mark was set.
     if unsafe { core::ptr::read_volatile(&raw const conn.closing) } != 0 {
         one.flags = sample::CLOSING;
