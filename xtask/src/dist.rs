@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -60,7 +60,14 @@ fn build(packages: &[&str], binaries: &[&str], profile: &str, directory: &Path) 
         // A running copy cannot be written to, but it can be replaced.
         let fresh = directory.join(format!(".{binary}.new"));
         let place = directory.join(binary);
-        fs::copy(built.join(binary), &fresh).with_context(|| format!("copying {binary} from {}", built.display()))?;
+        // Function names stay for backtraces; line tables are two thirds of the size and stay in target/.
+        project::run(
+            Command::new("strip")
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&fresh)
+                .arg(built.join(binary)),
+        )?;
         fs::rename(&fresh, &place).with_context(|| format!("writing {}", place.display()))?;
         let size = fs::metadata(&place)?.len() as f64 / f64::from(1 << 20);
         println!("{}: {size:.1} MiB", place.display());

@@ -1,0 +1,187 @@
+//! `cargo xtask bench`: speed and memory, with and without the agent.
+//!
+//! ```text
+//! load (traffic roles) ─┬─ without agent ─┐
+//!                       └─ with agent ────┴▶ pairs (medians, ratio) ▶ table ▶ docs/PERFORMANCE.md
+//! ```
+//! Each pair is interleaved within one run, so that a machine that gets slower or faster in between moves both.
+
+mod kernel;
+mod load;
+mod sections;
+mod table;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use self::{
+    sections::Bench,
+    table::{Document, Row},
+};
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fewer and shorter runs: under 3 minutes instead of under 10
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// The agent to measure; by default it is built from this checkout, optimised
+    #[arg(long)]
+    agent: Option<PathBuf>,
+    /// One more argument for the agent; may be given several times
+    #[arg(long, allow_hyphen_values = true)]
+    agent_arg: Vec<String>,
+    /// The traffic generator; by default it is built from this checkout, optimised
+    #[arg(long)]
+    traffic: Option<PathBuf>,
+    /// Where the table goes, relative to the checkout
+    #[arg(long, default_value = "docs/PERFORMANCE.md")]
+    output: PathBuf,
+    /// End with a failure when a target is missed
+    #[arg(long)]
+    check: bool,
+}
+
+/// Parts of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// TCP connections opened, used and closed as fast as the machine can
+    Churn,
+    /// CPU time of agent and kernel programs per connection end
+    Cost,
+    /// Bulk transfer on a long-lived connection
+    Bulk,
+    /// Datagrams as fast as the machine can
+    Udp,
+    /// Memory and drain time with many open connections
+    Open,
+    /// `cargo bench` of the aggregator's crates
+    Aggregator,
+}
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// On/off pairs of each measurement.
+    pairs: usize,
+    /// Length of one run.
+    run: Duration,
+}
+
+pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
+    // SAFETY: no arguments, cannot fail.
+    anyhow::ensure!(unsafe { libc::geteuid() } == 0, "the benchmark needs root: network namespaces and BPF");
+    let root = project_root()?;
+    let start = Instant::now();
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let needs_agent = [Part::Churn, Part::Cost, Part::Bulk, Part::Udp, Part::Open].into_iter().any(wanted);
+    let mut document = Document::new();
+    if needs_agent {
+        let traffic = built(&root, arguments.traffic.as_deref(), "ec-testkit", "traffic")?;
+        let agent = built(&root, arguments.agent.as_deref(), "ec-node-agent", "node-agent")?;
+        let effort = if arguments.quick {
+            Effort { pairs: 3, run: Duration::from_millis(1500) }
+        } else {
+            Effort { pairs: 7, run: Duration::from_secs(3) }
+        };
+        let bench = Bench::new(effort, &traffic, &agent, &arguments.agent_arg)?;
+        for (part, section) in [
+            (Part::Churn, Bench::churn as fn(&Bench, &mut Document) -> Result<()>),
+            (Part::Cost, Bench::cost),
+            (Part::Bulk, Bench::bulk),
+            (Part::Udp, Bench::udp),
+            (Part::Open, Bench::open_connections),
+        ] {
+            if wanted(part) {
+                section(&bench, &mut document).with_context(|| format!("measuring {part:?}"))?;
+            }
+        }
+    }
+    if wanted(Part::Aggregator) {
+        for package in ["ec-records", "ec-aggregator"] {
+            document.text(&format!("cargo bench -p {package}"), &cargo_bench(&root, package)?);
+        }
+    }
+    let missed = document.missed();
+    println!("{}", document.plain());
+    let path = root.join(&arguments.output);
+    std::fs::write(&path, document.markdown(arguments.quick)).with_context(|| format!("writing {}", path.display()))?;
+    println!("written to {} after {:.0} s", path.display(), start.elapsed().as_secs_f64());
+    println!("bench: {} targets met, {missed} missed", document.met());
+    Ok(if arguments.check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn project_root() -> Result<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(manifest.parent().context("xtask has no parent directory")?.to_path_buf())
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// The binary given, or the optimised one of this checkout.
+fn built(root: &Path, given: Option<&Path>, package: &str, binary: &str) -> Result<PathBuf> {
+    if let Some(given) = given {
+        return given.canonicalize().with_context(|| format!("finding {}", given.display()));
+    }
+    eprintln!("building {binary}, optimised ...");
+    let status = cargo()
+        .args(["build", "--release", "--package", package, "--bin", binary])
+        .current_dir(root)
+        .status()
+        .context("running cargo build")?;
+    anyhow::ensure!(status.success(), "cargo build --release --package {package} failed: {status}");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("release").join(binary))
+}
+
+/// What the benchmarks of a package print, without the test harness' own lines.
+fn cargo_bench(root: &Path, package: &str) -> Result<String> {
+    eprintln!("cargo bench -p {package} ...");
+    let output = cargo()
+        .args(["bench", "--quiet", "--package", package, "--benches"])
+        .current_dir(root)
+        .output()
+        .context("running cargo bench")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo bench -p {package} failed: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().filter(|line| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with("running ") && !line.starts_with("test result") && line != "i"
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+impl Document {
+    /// Adds an on/off pair whose ratio has to reach `least`.
+    fn pair(&mut self, what: &str, unit: &str, pair: &sections::Pair, least: f64) {
+        self.row(Row {
+            what: what.to_owned(),
+            measured: format!(
+                "{:.4} ({:.4} to {:.4}); without {} {unit}, with {} {unit}",
+                pair.ratio,
+                pair.lowest,
+                pair.highest,
+                table::thousands(pair.without),
+                table::thousands(pair.with)
+            ),
+            target: format!(">= {least}"),
+            met: pair.ratio >= least,
+        });
+    }
+}

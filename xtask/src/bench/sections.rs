@@ -1,0 +1,327 @@
+//! The measurements themselves.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use testkit::exactness::{
+    agent::{Agent, AgentOptions},
+    compare,
+    flow,
+    run::settled_ledger,
+};
+
+use super::{
+    Effort, kernel,
+    load::{Done, Loads, Place},
+    table::{Document, Row, thousands},
+};
+
+/// Flush interval of the agent under load.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Longest wait for the agent to start, to settle, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Half of the kernel's limit of one million.
+const MOST_VERIFIED_INSNS: u32 = 500_000;
+
+/// Everything that the measurements share.
+pub(super) struct Bench {
+    effort: Effort,
+    loads: Loads,
+    agent: PathBuf,
+    agent_arguments: Vec<String>,
+    // Removed when dropped, so it comes last.
+    directory: tempfile::TempDir,
+}
+
+/// Outcome of interleaved runs with and without the agent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    /// Median rate without the agent.
+    pub(super) without: f64,
+    /// Median rate with the agent.
+    pub(super) with: f64,
+    /// Median of the pairs' ratios with/without.
+    pub(super) ratio: f64,
+    /// Lowest ratio.
+    pub(super) lowest: f64,
+    /// Highest ratio.
+    pub(super) highest: f64,
+}
+
+/// A load and the rate that counts.
+type Load<'a> = &'a dyn Fn(&Loads, Duration) -> Result<Done>;
+type Rate = fn(&Done) -> f64;
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    if sorted.len().is_multiple_of(2) { f64::midpoint(at(middle.wrapping_sub(1)), at(middle)) } else { at(middle) }
+}
+
+impl Pair {
+    fn of(runs: &[(f64, f64)]) -> Self {
+        let column = |pick: fn(&(f64, f64)) -> f64| runs.iter().map(pick).collect::<Vec<f64>>();
+        let ratios = column(|(without, with)| with / without);
+        Self {
+            without: median(&column(|run| run.0)),
+            with: median(&column(|run| run.1)),
+            ratio: median(&ratios),
+            lowest: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+            highest: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+}
+
+impl Bench {
+    pub(super) fn new(effort: Effort, traffic: &Path, agent: &Path, agent_arguments: &[String]) -> Result<Self> {
+        let directory = tempfile::tempdir().context("making a working directory")?;
+        Ok(Self {
+            effort,
+            loads: Loads::new(directory.path().join("stage"), traffic)?,
+            agent: agent.to_path_buf(),
+            agent_arguments: agent_arguments.to_vec(),
+            directory,
+        })
+    }
+
+    fn start_agent(&self, place: Place) -> Result<Agent> {
+        let options = AgentOptions {
+            binary: self.agent.clone(),
+            interval: INTERVAL,
+            loopback: place == Place::Loopback,
+            arguments: self.agent_arguments.clone(),
+            directory: self.directory.path().to_path_buf(),
+        };
+        Agent::start(&options, PATIENCE)
+    }
+
+    /// Interleaved runs, the order within a pair turned each time. Returns the pair, what the agent lost in all, and
+    /// how many of its counts differ from the processes' own.
+    fn pairs(&self, what: &str, place: Place, load: Load<'_>, rate: Rate) -> Result<(Pair, u64, u64)> {
+        // The first run after a pause is slower or faster than all others.
+        load(&self.loads, self.effort.run / 2)?;
+        let (mut lost, mut differences) = (0, 0);
+        let mut runs = Vec::new();
+        for index in 0..self.effort.pairs {
+            let mut without = None;
+            if index.is_multiple_of(2) {
+                without = Some(rate(&load(&self.loads, self.effort.run)?));
+            }
+            let agent = self.start_agent(place)?;
+            let done = load(&self.loads, self.effort.run)?;
+            let with = rate(&done);
+            std::thread::sleep(INTERVAL / 4);
+            let ledger = settled_ledger(&agent, PATIENCE)?;
+            lost += ledger.values().map(|stage| stage.lost()).sum::<u64>();
+            let flows = flow::read_flows(&agent.stop(PATIENCE)?)?;
+            let (checks, _) = compare::compare(&done.reports, &flows);
+            for check in checks.iter().filter(|check| check.problem.is_some()) {
+                differences += 1;
+                eprintln!("  difference: {check:?}");
+            }
+            let without = match without {
+                Some(without) => without,
+                None => rate(&load(&self.loads, self.effort.run)?),
+            };
+            eprintln!("  {what}: without {}, with {}", thousands(without), thousands(with));
+            runs.push((without, with));
+        }
+        Ok((Pair::of(&runs), lost, differences))
+    }
+
+    pub(super) fn churn(&self, document: &mut Document) -> Result<()> {
+        for (place, name) in [(Place::Loopback, "loopback"), (Place::Veth, "veth")] {
+            let what = format!("TCP churn, {name}");
+            let (pair, lost, differences) = self.pairs(
+                &what,
+                place,
+                &|loads, duration| loads.churn(place, duration),
+                |done| per(done.clients.connections, done.seconds),
+            )?;
+            document.pair(&format!("{what}: connections with/without agent"), "connections/s", &pair, 0.985);
+            document.row(Row {
+                what: format!("{what}: lost events"),
+                measured: lost.to_string(),
+                target: "0".to_owned(),
+                met: lost == 0,
+            });
+            document.row(exact(&what, differences));
+        }
+        Ok(())
+    }
+
+    pub(super) fn bulk(&self, document: &mut Document) -> Result<()> {
+        let (pair, _, differences) = self.pairs(
+            "bulk",
+            Place::Veth,
+            &|loads, duration| loads.bulk(Place::Veth, duration),
+            |done| per(done.clients.bytes_sent, done.seconds) / 1e6,
+        )?;
+        document.pair("Bulk transfer: throughput with/without agent", "MB/s", &pair, 0.995);
+        document.row(exact("Bulk transfer", differences));
+        Ok(())
+    }
+
+    pub(super) fn udp(&self, document: &mut Document) -> Result<()> {
+        let (pair, lost, differences) = self.pairs(
+            "UDP",
+            Place::Veth,
+            &|loads, duration| loads.udp(Place::Veth, duration),
+            |done| per(done.clients.datagrams_sent, done.seconds),
+        )?;
+        document.pair("UDP: datagrams with/without agent", "datagrams/s", &pair, 0.95);
+        document.row(Row {
+            what: "UDP: rate with the agent".to_owned(),
+            measured: format!("{} datagrams/s", thousands(pair.with)),
+            target: ">= 200,000".to_owned(),
+            met: pair.with >= 200_000.0,
+        });
+        document.row(Row {
+            what: "UDP: lost events".to_owned(),
+            measured: lost.to_string(),
+            target: "0".to_owned(),
+            met: lost == 0,
+        });
+        document.row(exact("UDP", differences));
+        Ok(())
+    }
+
+    /// CPU of agent and programs per connection end, in a run of its own since the kernel's statistics cost too.
+    pub(super) fn cost(&self, document: &mut Document) -> Result<()> {
+        let before: Vec<u32> = kernel::programs()?.into_keys().collect();
+        let statistics = kernel::Statistics::enable()?;
+        let agent = self.start_agent(Place::Veth)?;
+        let idle = cpu_seconds(agent.pid())?;
+        let done = self.loads.churn(Place::Veth, self.effort.run)?;
+        // Two flushes, so that what the load left behind is part of the cost.
+        std::thread::sleep(INTERVAL * 2);
+        let agent_seconds = cpu_seconds(agent.pid())? - idle;
+        let programs = kernel::programs()?;
+        agent.stop(PATIENCE)?;
+        drop(statistics);
+        let own = programs.into_iter().filter(|(id, _)| !before.contains(id)).map(|(_, program)| program);
+        let mut own: Vec<kernel::Program> = own.collect();
+        own.sort_by_key(|program| std::cmp::Reverse(program.run_time_ns));
+
+        let ends = done.clients.connections as f64 * 2.0;
+        let kernel_ns: u64 = own.iter().map(|program| program.run_time_ns).sum();
+        let kernel_us = kernel_ns as f64 / 1e3 / ends;
+        let agent_us = agent_seconds * 1e6 / ends;
+        document.row(Row {
+            what: "CPU per TCP connection end".to_owned(),
+            measured: format!(
+                "{:.2} us: agent {agent_us:.2}, kernel programs {kernel_us:.2} ({} ends)",
+                agent_us + kernel_us,
+                thousands(ends)
+            ),
+            target: "<= 2 us".to_owned(),
+            met: agent_us + kernel_us <= 2.0,
+        });
+        let most = own.iter().map(|program| program.verified_insns).max().unwrap_or(0);
+        document.row(Row {
+            what: "Largest number of verified instructions".to_owned(),
+            measured: most.to_string(),
+            target: format!("<= {MOST_VERIFIED_INSNS}"),
+            met: most > 0 && most <= MOST_VERIFIED_INSNS,
+        });
+        let mut text = format!("{:16} {:>12} {:>10} {:>15}", "program", "runs", "ns/run", "verified insns");
+        for program in &own {
+            let each = program.run_time_ns as f64 / program.runs.max(1) as f64;
+            text.push_str(&format!("\n{:16} {:>12} {each:>10.0} {:>15}", program.name, program.runs, program.verified_insns));
+        }
+        document.text("Kernel programs during TCP churn", &text);
+        Ok(())
+    }
+
+    /// Memory and drain time. Both ends of each connection are on the machine, so the agent tracks two per connection.
+    pub(super) fn open_connections(&self, document: &mut Document) -> Result<()> {
+        for connections in [25_000_u32, 50_000] {
+            let agent = self.start_agent(Place::Veth)?;
+            let (rss, seconds, drained) = self.loads.hold(connections, || {
+                std::thread::sleep(INTERVAL * 3);
+                let gauge = |name: &str| -> Result<f64> {
+                    agent.metric(name)?.with_context(|| format!("/metrics has no `{name}`"))
+                };
+                let seconds = gauge("ebpfcollector_drain_seconds")?;
+                Ok((resident_mib(agent.pid())?, seconds, gauge("ebpfcollector_drain_connections")?))
+            })?;
+            agent.stop(PATIENCE)?;
+            let title = format!("{} open connections, both ends", thousands(f64::from(connections)));
+            document.row(Row {
+                what: format!("{title}: resident memory of the agent"),
+                measured: format!("{rss:.1} MiB"),
+                target: "<= 64 MiB".to_owned(),
+                met: rss <= 64.0,
+            });
+            let each = seconds * 1e9 / drained.max(1.0);
+            document.row(Row {
+                what: format!("{title}: drain per connection"),
+                measured: format!("{each:.0} ns ({} drained in {:.2} ms)", thousands(drained), seconds * 1e3),
+                target: "<= 150 ns".to_owned(),
+                met: each <= 150.0 && drained >= f64::from(connections),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn exact(what: &str, differences: u64) -> Row {
+    Row {
+        what: format!("{what}: differences from the processes' own counts"),
+        measured: differences.to_string(),
+        target: "0".to_owned(),
+        met: differences == 0,
+    }
+}
+
+fn per(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds
+}
+
+/// User and system time of a process, seconds.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    // The name in parentheses may hold anything; fields 14 and 15 are the 12th and 13th after it.
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    // SAFETY: no pointers involved.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    Ok((ticks(11) + ticks(12)) / per_second)
+}
+
+/// Resident memory of a process, MiB.
+fn resident_mib(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok())
+        .with_context(|| format!("{path} has no VmRSS"))?;
+    Ok(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_the_median_of_its_runs() {
+        let pair = Pair::of(&[(100.0, 99.0), (200.0, 190.0), (50.0, 50.0)]);
+        assert!((pair.ratio - 0.99).abs() < 1e-9);
+        assert!((pair.lowest - 0.95).abs() < 1e-9 && (pair.highest - 1.0).abs() < 1e-9);
+        assert!((pair.without - 100.0).abs() < 1e-9 && (pair.with - 99.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn own_figures_are_readable() {
+        assert!(cpu_seconds(std::process::id()).is_ok());
+        assert!(resident_mib(std::process::id()).is_ok_and(|mib| mib > 0.5));
+    }
+}
