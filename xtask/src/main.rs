@@ -1,8 +1,10 @@
 //! Project chores that deserve types: `cargo xtask <chore> --help`.
 //!
 //! - [`vm`] runs a program on real kernels in QEMU;
+//! - [`bench`] measures speed and memory with and without the agent;
 //! - [`dist`] builds the static binaries that virtual machines and the image take.
 
+mod bench;
 mod dist;
 mod project;
 mod vm;
@@ -25,6 +27,8 @@ enum Chore {
     Vm(vm::Args),
     /// Build the static binaries into dist/.
     Dist(dist::Args),
+    /// Measure speed and memory with and without the agent, and write docs/PERFORMANCE.md.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,5 +42,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.chore {
         Chore::Vm(arguments) => vm::main(&arguments),
         Chore::Dist(arguments) => dist::main(&arguments),
+        Chore::Bench(arguments) => bench::main(&arguments),
     }
 }

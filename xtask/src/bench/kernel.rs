@@ -36,7 +36,11 @@ fn bpf(command: i64, attributes: &mut [u32; 32]) -> io::Result<i64> {
     let size = size_of_val(attributes);
     // SAFETY: the attributes are zeroed beyond what the command uses, and outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn attributes(words: &[u32]) -> [u32; 32] {
@@ -96,8 +100,18 @@ fn info(program: &OwnedFd) -> Result<Program> {
         [(address >> 32) as u32, address as u32]
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes(&[fd, length, low, high])).context("asking for a BPF program")?;
-    let word = |at: usize| buffer.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
-    let half = |at: usize| buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let word = |at: usize| {
+        buffer
+            .get(at..at + 8)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_ne_bytes)
+    };
+    let half = |at: usize| {
+        buffer
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u32::from_ne_bytes)
+    };
     let name = buffer.get(64..80).unwrap_or_default();
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(Program {

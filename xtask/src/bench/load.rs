@@ -46,7 +46,10 @@ pub(super) struct Done {
 impl Loads {
     pub(super) fn new(directory: PathBuf, traffic: &std::path::Path) -> Result<Self> {
         let net = TestNet::up(&format!("bench{}", std::process::id()), 1500).context("making the test network")?;
-        Ok(Self { stage: Stage::new(directory, traffic)?, net })
+        Ok(Self {
+            stage: Stage::new(directory, traffic)?,
+            net,
+        })
     }
 
     fn start(&self, place: Place, side: Side, name: &str, text: &str) -> Result<Role> {
@@ -81,21 +84,32 @@ impl Loads {
             slowest = slowest.max(report.elapsed_ns);
         }
         anyhow::ensure!(sum.failures == 0, "{} failures in the load: {reports:?}", sum.failures);
-        Ok(Done { reports, clients: sum, seconds: Duration::from_nanos(slowest).as_secs_f64() })
+        Ok(Done {
+            reports,
+            clients: sum,
+            seconds: Duration::from_nanos(slowest).as_secs_f64(),
+        })
     }
 
     /// Connect, 1 KiB each way, close, from two client processes to two server processes. One server address per
     /// client port range would run out of ports, so all sixteen are used in turn.
     pub(super) fn churn(&self, place: Place, duration: Duration) -> Result<Done> {
         let exchange = "--pattern=exchange --up=1024 --down=1024 --port=7001";
-        let mut server =
-            self.start(place, Side::B, "churn-s", &format!("tcp-server --listen=0.0.0.0 --mode=prefork --workers=2 {exchange}"))?;
+        let mut server = self.start(
+            place,
+            Side::B,
+            "churn-s",
+            &format!("tcp-server --listen=0.0.0.0 --mode=prefork --workers=2 {exchange}"),
+        )?;
         server.expect("ready")?;
         let dst: Vec<String> = Self::addresses(place).iter().map(ToString::to_string).collect();
         let millis = duration.as_millis();
         let clients = (0..2)
             .map(|index| {
-                let text = format!("tcp-client --connections=0 --duration-ms={millis} --dst={} {exchange}", dst.join(","));
+                let text = format!(
+                    "tcp-client --connections=0 --duration-ms={millis} --dst={} {exchange}",
+                    dst.join(",")
+                );
                 self.start(place, Side::A, &format!("churn-c{index}"), &text)
             })
             .collect::<Result<_>>()?;
@@ -106,9 +120,17 @@ impl Loads {
     pub(super) fn bulk(&self, place: Place, duration: Duration) -> Result<Done> {
         let address = Self::addresses(place).first().copied().context("no address")?;
         let exchange = "--pattern=bulk --up=0 --port=7002";
-        let mut server = self.start(place, Side::B, "bulk-s", &format!("tcp-server --listen={address} {exchange}"))?;
+        let mut server = self.start(
+            place,
+            Side::B,
+            "bulk-s",
+            &format!("tcp-server --listen={address} {exchange}"),
+        )?;
         server.expect("ready")?;
-        let text = format!("tcp-client --dst={address} --duration-ms={} {exchange}", duration.as_millis());
+        let text = format!(
+            "tcp-client --dst={address} --duration-ms={} {exchange}",
+            duration.as_millis()
+        );
         let client = self.start(place, Side::A, "bulk-c", &text)?;
         self.run(vec![server], vec![client], duration)
     }
@@ -156,7 +178,10 @@ impl Loads {
         for client in &mut clients {
             client.expect("holding")?;
         }
-        eprintln!("{connections} connections opened in {:.1} s", start.elapsed().as_secs_f64());
+        eprintln!(
+            "{connections} connections opened in {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
         let result = work()?;
         for role in clients.into_iter().chain(servers) {
             role.stop(PATIENCE)?;

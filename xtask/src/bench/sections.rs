@@ -9,8 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use testkit::exactness::{
     agent::{Agent, AgentOptions},
-    compare,
-    flow,
+    compare, flow,
     run::settled_ledger,
 };
 
@@ -61,7 +60,11 @@ fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-    if sorted.len().is_multiple_of(2) { f64::midpoint(at(middle.wrapping_sub(1)), at(middle)) } else { at(middle) }
+    if sorted.len().is_multiple_of(2) {
+        f64::midpoint(at(middle.wrapping_sub(1)), at(middle))
+    } else {
+        at(middle)
+    }
 }
 
 impl Pair {
@@ -138,13 +141,16 @@ impl Bench {
     pub(super) fn churn(&self, document: &mut Document) -> Result<()> {
         for (place, name) in [(Place::Loopback, "loopback"), (Place::Veth, "veth")] {
             let what = format!("TCP churn, {name}");
-            let (pair, lost, differences) = self.pairs(
-                &what,
-                place,
-                &|loads, duration| loads.churn(place, duration),
-                |done| per(done.clients.connections, done.seconds),
-            )?;
-            document.pair(&format!("{what}: connections with/without agent"), "connections/s", &pair, 0.985);
+            let (pair, lost, differences) =
+                self.pairs(&what, place, &|loads, duration| loads.churn(place, duration), |done| {
+                    per(done.clients.connections, done.seconds)
+                })?;
+            document.pair(
+                &format!("{what}: connections with/without agent"),
+                "connections/s",
+                &pair,
+                0.985,
+            );
             document.row(Row {
                 what: format!("{what}: lost events"),
                 measured: lost.to_string(),
@@ -205,7 +211,10 @@ impl Bench {
         let programs = kernel::programs()?;
         agent.stop(PATIENCE)?;
         drop(statistics);
-        let own = programs.into_iter().filter(|(id, _)| !before.contains(id)).map(|(_, program)| program);
+        let own = programs
+            .into_iter()
+            .filter(|(id, _)| !before.contains(id))
+            .map(|(_, program)| program);
         let mut own: Vec<kernel::Program> = own.collect();
         own.sort_by_key(|program| std::cmp::Reverse(program.run_time_ns));
 
@@ -230,10 +239,16 @@ impl Bench {
             target: format!("<= {MOST_VERIFIED_INSNS}"),
             met: most > 0 && most <= MOST_VERIFIED_INSNS,
         });
-        let mut text = format!("{:16} {:>12} {:>10} {:>15}", "program", "runs", "ns/run", "verified insns");
+        let mut text = format!(
+            "{:16} {:>12} {:>10} {:>15}",
+            "program", "runs", "ns/run", "verified insns"
+        );
         for program in &own {
             let each = program.run_time_ns as f64 / program.runs.max(1) as f64;
-            text.push_str(&format!("\n{:16} {:>12} {each:>10.0} {:>15}", program.name, program.runs, program.verified_insns));
+            text.push_str(&format!(
+                "\n{:16} {:>12} {each:>10.0} {:>15}",
+                program.name, program.runs, program.verified_insns
+            ));
         }
         document.text("Kernel programs during TCP churn", &text);
         Ok(())
@@ -249,7 +264,11 @@ impl Bench {
                     agent.metric(name)?.with_context(|| format!("/metrics has no `{name}`"))
                 };
                 let seconds = gauge("ebpfcollector_drain_seconds")?;
-                Ok((resident_mib(agent.pid())?, seconds, gauge("ebpfcollector_drain_connections")?))
+                Ok((
+                    resident_mib(agent.pid())?,
+                    seconds,
+                    gauge("ebpfcollector_drain_connections")?,
+                ))
             })?;
             agent.stop(PATIENCE)?;
             let title = format!("{} open connections, both ends", thousands(f64::from(connections)));
@@ -262,7 +281,11 @@ impl Bench {
             let each = seconds * 1e9 / drained.max(1.0);
             document.row(Row {
                 what: format!("{title}: drain per connection"),
-                measured: format!("{each:.0} ns ({} drained in {:.2} ms)", thousands(drained), seconds * 1e3),
+                measured: format!(
+                    "{each:.0} ns ({} drained in {:.2} ms)",
+                    thousands(drained),
+                    seconds * 1e3
+                ),
                 target: "<= 150 ns".to_owned(),
                 met: each <= 150.0 && drained >= f64::from(connections),
             });
@@ -289,8 +312,17 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     // The name in parentheses may hold anything; fields 14 and 15 are the 12th and 13th after it.
-    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     // SAFETY: no pointers involved.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
     Ok((ticks(11) + ticks(12)) / per_second)
@@ -302,7 +334,13 @@ fn resident_mib(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let kib = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse::<f64>()
+                .ok()
+        })
         .with_context(|| format!("{path} has no VmRSS"))?;
     Ok(kib / 1024.0)
 }

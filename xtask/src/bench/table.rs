@@ -29,7 +29,13 @@ impl Document {
 
     /// Adds a result, and shows it at once.
     pub(super) fn row(&mut self, row: Row) {
-        eprintln!("{} {}: {} (target {})", verdict(row.met), row.what, row.measured, row.target);
+        eprintln!(
+            "{} {}: {} (target {})",
+            verdict(row.met),
+            row.what,
+            row.measured,
+            row.target
+        );
         self.rows.push(row);
     }
 
@@ -49,7 +55,14 @@ impl Document {
     pub(super) fn plain(&self) -> String {
         let mut out = String::new();
         for row in &self.rows {
-            let _ = writeln!(out, "{:6} {}: {} (target {})", verdict(row.met), row.what, row.measured, row.target);
+            let _ = writeln!(
+                out,
+                "{:6} {}: {} (target {})",
+                verdict(row.met),
+                row.what,
+                row.measured,
+                row.target
+            );
         }
         for (title, text) in &self.texts {
             let _ = writeln!(out, "\n{title}\n{text}");
@@ -64,11 +77,22 @@ impl Document {
             out,
             "Each ratio is the median over interleaved pairs of runs with and without the agent, lowest and highest \
              pair in parentheses; both ends of all traffic are on the machine.{}\n",
-            if quick { " This was a quick run: few and short pairs." } else { "" }
+            if quick {
+                " This was a quick run: few and short pairs."
+            } else {
+                ""
+            }
         );
         out.push_str("| what | measured | target | |\n|---|---|---|---|\n");
         for row in &self.rows {
-            let _ = writeln!(out, "| {} | {} | {} | {} |", row.what, row.measured, row.target, verdict(row.met));
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} |",
+                row.what,
+                row.measured,
+                row.target,
+                verdict(row.met)
+            );
         }
         for (title, text) in &self.texts {
             let _ = writeln!(out, "\n## {title}\n\n```text\n{text}\n```");
@@ -126,7 +150,12 @@ mod tests {
     fn a_missed_target_is_counted_and_marked() {
         let mut document = Document::new();
         for met in [true, false] {
-            document.row(Row { what: "a".into(), measured: "1".into(), target: "2".into(), met });
+            document.row(Row {
+                what: "a".into(),
+                measured: "1".into(),
+                target: "2".into(),
+                met,
+            });
         }
         assert_eq!((document.met(), document.missed()), (1, 1));
         assert!(document.markdown(false).contains("| a | 1 | 2 | MISSED |"));

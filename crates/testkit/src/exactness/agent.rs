@@ -95,7 +95,7 @@ impl Agent {
             .arg("--output-format=json")
             .arg(format!("--admin-listen={admin}"));
         if options.loopback {
-            command.args(["--loopback", "true"]);
+            command.arg("--loopback=true");
         }
         command.args(&options.arguments);
         command
