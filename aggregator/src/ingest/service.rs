@@ -193,11 +193,17 @@ mod tests {
         let shared = shared();
         let first = shared.claim("n".into(), 1).await;
         let waiting = shared.claim("n".into(), 1);
-        assert!(timeout(Duration::from_millis(20), waiting).await.is_err(), "two have the turn");
+        assert!(
+            timeout(Duration::from_millis(20), waiting).await.is_err(),
+            "two have the turn"
+        );
         assert!(first.superseded.is_cancelled());
         // The one that gave up has not opened a second door.
         let waiting = shared.claim("n".into(), 1);
-        assert!(timeout(Duration::from_millis(20), waiting).await.is_err(), "two have the turn");
+        assert!(
+            timeout(Duration::from_millis(20), waiting).await.is_err(),
+            "two have the turn"
+        );
         let (other, next) = (shared.claim("n".into(), 2).await, shared.claim("n".into(), 1));
         drop(first);
         let next = next.await;
