@@ -93,12 +93,15 @@ impl Agent {
             .arg(format!("--interval={}ms", options.interval.as_millis()))
             .arg(format!("--output-file={}", output.display()))
             .arg("--output-format=json")
+            .arg(format!("--queue-dir={}", options.directory.join("queue").display()))
             .arg(format!("--admin-listen={admin}"));
         if options.loopback {
             command.arg("--loopback=true");
         }
         command.args(&options.arguments);
         command
+            // Ctrl-C is the driver's business: it stops the agent when the agent has all there is to report.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file);

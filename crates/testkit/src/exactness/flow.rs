@@ -71,8 +71,11 @@ fn read_flow(line: &str) -> Result<Option<Flow>, String> {
             .parse()
             .map_err(|_| format!("`{key}` is `{value}`, not an address"))
     };
+    // Only one transport has each of these; a row of the other leaves them out.
+    let transport = text(&object, "transport")?;
+    let of = |only: &str, key: &str| if transport == only { number(&object, key) } else { Ok(0) };
     Ok(Some(Flow {
-        transport: match text(&object, "transport")?.as_str() {
+        transport: match transport.as_str() {
             "tcp" => Transport::Tcp,
             "udp" => Transport::Udp,
             other => return Err(format!("`transport` is `{other}`")),
@@ -90,16 +93,16 @@ fn read_flow(line: &str) -> Result<Option<Flow>, String> {
         pid: u32::try_from(number(&object, "pid")?).map_err(|_| "`pid` is too large".to_owned())?,
         process_name: text(&object, "process_name").unwrap_or_default(),
         counts: Counts {
-            connections: number(&object, "tcp_established")?,
-            closed: number(&object, "tcp_closed")?,
+            connections: of("tcp", "tcp_established")?,
+            closed: of("tcp", "tcp_closed")?,
             bytes_sent: number(&object, "bytes_written")?,
             bytes_received: number(&object, "bytes_read")?,
-            datagrams_sent: number(&object, "datagrams_written")?,
-            datagrams_received: number(&object, "datagrams_read")?,
+            datagrams_sent: of("udp", "datagrams_written")?,
+            datagrams_received: of("udp", "datagrams_read")?,
             failures: 0,
         },
-        retransmits: number(&object, "retransmits")?,
-        rtt_us: number(&object, "rtt")?,
+        retransmits: of("tcp", "retransmits")?,
+        rtt_us: of("tcp", "rtt")?,
     }))
 }
 
