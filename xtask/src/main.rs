@@ -2,9 +2,11 @@
 //!
 //! - [`vm`] runs a program on real kernels in QEMU;
 //! - [`bench`] measures speed and memory with and without the agent;
+//! - [`demo`] builds and runs the demo;
 //! - [`dist`] builds the static binaries that virtual machines and the image take.
 
 mod bench;
+mod demo;
 mod dist;
 mod project;
 mod vm;
@@ -25,6 +27,8 @@ struct Cli {
 enum Chore {
     /// Run a program on real kernels in QEMU.
     Vm(vm::Args),
+    /// Watch this machine's traffic for 20 s, delivered to a DataWay stub (needs root or sudo).
+    Demo(demo::Args),
     /// Build the static binaries into dist/.
     Dist(dist::Args),
     /// Measure speed and memory with and without the agent, and write docs/PERFORMANCE.md.
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.chore {
         Chore::Vm(arguments) => vm::main(&arguments),
+        Chore::Demo(arguments) => demo::main(&arguments),
         Chore::Dist(arguments) => dist::main(&arguments),
         Chore::Bench(arguments) => bench::main(&arguments),
     }

@@ -98,6 +98,8 @@ impl Stage {
             .arg(format!("--name={name}"))
             .arg(format!("--report={}", self.report_path().display()));
         command.arg0(&path).stdin(Stdio::null()).stdout(Stdio::piped());
+        // Ctrl-C is the driver's business: roles end in the driver's order, and report.
+        command.process_group(0);
         // SAFETY: the hook only makes one async-signal-safe system call.
         unsafe {
             command.pre_exec(sys::die_with_parent);
