@@ -204,16 +204,19 @@ fn start_agent(
         arguments,
         directory: directory.to_owned(),
     };
-    Agent::start(&agent_options, START_PATIENCE).with_context(|| {
+    Agent::start(&agent_options, START_PATIENCE).map_err(|error| {
         // SAFETY: no pointers involved.
-        if unsafe { libc::geteuid() } == 0 {
+        let root = unsafe { libc::geteuid() } == 0;
+        let advice = if root {
             format!(
-                "the agent does not run here; `{} doctor` says what this kernel allows",
+                "`{} doctor` says what this kernel lets it do, and why not",
                 binary.display()
             )
         } else {
-            "the agent does not run here, and this is not root: run `sudo make demo`".to_owned()
-        }
+            "this is not root: run `make demo`, which asks sudo, or run this as root".to_owned()
+        };
+        // Last, because the agent's own words are long.
+        anyhow::anyhow!("{error:#}\nWhat to do: {advice}")
     })
 }
 
