@@ -59,7 +59,7 @@ pub const EVENT_VERSION: u16 = 1;
 
 /// Indices into the per-CPU statistics array; all count events since load.
 pub mod stat {
-    /// TCP connection ends whose close was seen, or datagrams... see the names.
+    /// TCP connection ends that ended.
     pub const TCP_ENTERED: u32 = 0;
     /// Closed connection ends added to the aggregation map.
     pub const TCP_AGGREGATED: u32 = 1;
@@ -87,16 +87,12 @@ pub mod stat {
     pub const UDP_SKIP_LOOPBACK: u32 = 12;
     /// Skipped: IPv6 while `ipv6_disabled`.
     pub const UDP_SKIP_IPV6: u32 = 13;
-    /// Skipped: the second pass of a looped-back multicast or broadcast datagram.
-    pub const UDP_SKIP_LOOPED: u32 = 14;
     /// Skipped: the receive queue was full, the process never gets the datagram (taken back from its flow).
-    pub const UDP_SKIP_RCVBUF: u32 = 15;
+    pub const UDP_SKIP_RCVBUF: u32 = 14;
     /// Lost: map and ring buffer both full.
-    pub const UDP_LOST_FULL: u32 = 16;
-    /// Skipped: headers could not be read.
-    pub const UDP_SKIP_MALFORMED: u32 = 17;
+    pub const UDP_LOST_FULL: u32 = 15;
     /// Number of counters.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 16;
 }
 
 /// Both ends of a socket.
@@ -193,6 +189,11 @@ pub struct Conn {
     pub closing: u64,
     /// Times user space sampled the connection.
     pub samples: u64,
+    /// Monotonic time the connection reached CLOSE while a process still held the socket, else 0. The process may read
+    /// what is queued; the entry ends with the socket.
+    pub closed_ns: u64,
+    /// Counters at `closed_ns`.
+    pub at_close: TcpCounters,
     /// Thread group id that connected or accepted, 0 if unknown.
     pub owner_pid: u32,
     /// Thread group id that started the close, 0 if none did yet.
@@ -289,7 +290,7 @@ pub struct TcpCloseEvent {
     pub slot: u32,
     /// 1 if the connection was adopted.
     pub adopted: u32,
-    /// Counters at close.
+    /// Counters at the end.
     pub counters: TcpCounters,
     /// Key with the owner at close.
     pub key: FlowKey,
@@ -350,9 +351,7 @@ pub struct UdpAgg {
     /// [`direction`] code by the first datagram.
     pub direction: u8,
     /// Zero.
-    pub _pad: [u8; 3],
-    /// Sends of cloned (looped back) skbs: two per datagram.
-    pub clones: u32,
+    pub _pad: [u8; 7],
 }
 
 /// A datagram that found the aggregation map full.
@@ -441,6 +440,8 @@ pub struct NetOffsets {
     pub flags: u32,
     /// `sock.sk_socket`
     pub socket: u32,
+    /// Number of bit `SOCK_DEAD` in `sk_flags`.
+    pub sock_dead_bit: u32,
     /// Number of bit `SOCK_DONE` in `sk_flags`.
     pub sock_done_bit: u32,
     /// `inet_sock.inet_sport` (be16)
@@ -489,10 +490,6 @@ pub struct NetOffsets {
     pub socket_ino: u32,
     /// `sk_buff.sk`
     pub skb_sk: u32,
-    /// Byte that holds `sk_buff.cloned`.
-    pub skb_cloned: u32,
-    /// Mask of `cloned` in that byte.
-    pub skb_cloned_mask: u32,
     /// `pt_regs.orig_ax` (x86-64) or `pt_regs.syscallno` (arm64).
     pub syscall_nr: u32,
     /// Number of system call `accept`.
@@ -506,7 +503,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
     assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 104);
+    assert!(size_of::<Conn>() == 144);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
     assert!(size_of::<Adopt>() == 96);
@@ -519,7 +516,7 @@ const _: () = {
     assert!(size_of::<SockOwner>() == 24);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 32);
-    assert!(size_of::<NetOffsets>() == 41 * 4);
+    assert!(size_of::<NetOffsets>() == 40 * 4);
 };
 
 // === impl SampleBlock ===
@@ -547,6 +544,7 @@ impl NetOffsets {
         lock_owned: ABSENT,
         flags: ABSENT,
         socket: ABSENT,
+        sock_dead_bit: ABSENT,
         sock_done_bit: ABSENT,
         sport: ABSENT,
         bytes_sent: ABSENT,
@@ -571,8 +569,6 @@ impl NetOffsets {
         socket_file: ABSENT,
         socket_ino: ABSENT,
         skb_sk: ABSENT,
-        skb_cloned: ABSENT,
-        skb_cloned_mask: ABSENT,
         syscall_nr: ABSENT,
         nr_accept: ABSENT,
         nr_accept4: ABSENT,

@@ -265,6 +265,7 @@ impl Attach<'_> {
             o.write_seq,
             o.snd_nxt,
             o.flags,
+            o.sock_dead_bit,
             o.sock_done_bit,
         ];
         if needed.contains(&ABSENT) {
@@ -277,11 +278,15 @@ impl Attach<'_> {
             }
             return;
         }
-        match self.raw_tracepoint("tcp_state", Some("inet_sock_set_state")) {
-            Ok(()) if self.missing.is_empty() => capabilities.on(TCP, "raw tracepoint inet_sock_set_state"),
+        // Both ends of the story are needed: without the second, entries of connections closed under a process stay.
+        let hooked = self
+            .raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock"))
+            .and_then(|()| self.raw_tracepoint("tcp_state", Some("inet_sock_set_state")));
+        match hooked {
+            Ok(()) if self.missing.is_empty() => capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock"),
             Ok(()) => capabilities.degraded(
                 TCP,
-                "raw tracepoint inet_sock_set_state",
+                "raw tracepoints inet_sock_set_state, tcp_destroy_sock",
                 format!("this kernel lacks {}", self.missing.join(", ")),
             ),
             Err(error) => {

@@ -36,6 +36,7 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
         lock_owned: find("sock.sk_lock.owned", &[("sock", "sk_lock.owned")]),
         flags: find("sock.sk_flags", &[("sock", "__sk_common.skc_flags")]),
         socket: find("sock.sk_socket", &[("sock", "sk_socket")]),
+        sock_dead_bit: types.enumerator("SOCK_DEAD").unwrap_or(ABSENT),
         sock_done_bit: types.enumerator("SOCK_DONE").unwrap_or(ABSENT),
         sport: find("inet_sock.inet_sport", &[("inet_sock", "inet_sport")]),
         bytes_sent: find("tcp_sock.bytes_sent", &[("tcp_sock", "bytes_sent")]),
@@ -60,10 +61,6 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
         socket_file: find("socket.file", &[("socket", "file")]),
         socket_ino: socket_ino(types).unwrap_or(ABSENT),
         skb_sk: find("sk_buff.sk", &[("sk_buff", "sk")]),
-        skb_cloned: types.member("sk_buff", "cloned").map_or(ABSENT, |m| m.bit_offset / 8),
-        skb_cloned_mask: types
-            .member("sk_buff", "cloned")
-            .map_or(ABSENT, |m| 1 << (m.bit_offset % 8)),
         syscall_nr: find(
             "pt_regs.syscall number",
             &[("pt_regs", "orig_ax"), ("pt_regs", "syscallno")],
@@ -74,7 +71,7 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
     for (label, value) in [
         ("SOCK_DONE", offsets.sock_done_bit),
         ("socket_alloc.vfs_inode.i_ino", offsets.socket_ino),
-        ("sk_buff.cloned", offsets.skb_cloned),
+        ("SOCK_DEAD", offsets.sock_dead_bit),
     ] {
         if value == ABSENT {
             missing.push(label);

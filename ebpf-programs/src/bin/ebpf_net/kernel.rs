@@ -97,6 +97,23 @@ pub(crate) fn read_counters(sk: u64, state: u32) -> TcpCounters {
     }
 }
 
+/// True once no process holds the socket any more: what was not read by now never will be.
+#[inline(always)]
+pub(crate) fn is_orphan(sk: u64) -> bool {
+    let off = offsets();
+    let flags: u64 = read(sk, off.flags);
+    off.sock_dead_bit < 64 && flags & (1 << (off.sock_dead_bit & 63)) != 0
+}
+
+/// True while received bytes (or the peer's FIN behind them) wait for the process.
+#[inline(always)]
+pub(crate) fn has_unread(sk: u64) -> bool {
+    let off = offsets();
+    let received: u32 = read(sk, off.rcv_nxt);
+    let copied: u32 = read(sk, off.copied_seq);
+    (received.wrapping_sub(copied) as i32) > 0
+}
+
 /// True while a task holds the socket lock: then `current` is a user of the socket, not an interrupted bystander.
 #[inline(always)]
 pub(crate) fn owned_by_current(sk: u64) -> bool {

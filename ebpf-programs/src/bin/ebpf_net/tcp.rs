@@ -14,7 +14,7 @@ use ebpf_common::net::{
 use ebpf_programs::net::{fold_ports, guess_direction, is_loopback, is_v4, state};
 
 use crate::{
-    kernel::{atomic_add, current_process, owned_by_current, read, read_counters, read_tuple, sock_of_fd},
+    kernel::{atomic_add, current_process, has_unread, is_orphan, owned_by_current, read, read_counters, read_tuple, sock_of_fd},
     maps::{ADOPT, CONNS, EVENTS, SAMPLES, TCP_AGG_0, TCP_AGG_1, config, count, offsets},
 };
 
@@ -35,6 +35,23 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
         state::FIN_WAIT1 | state::LAST_ACK => closing(sk, old, config),
         state::CLOSE => closed(sk, old, config),
         _ => {}
+    }
+    0
+}
+
+/// `tcp_destroy_sock(struct sock *sk)`: the end of a socket that reached CLOSE in a process's hands.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub(crate) fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    if let Some(conn) = CONNS.get_ptr_mut(sk)
+        // SAFETY: a live map value.
+        && unsafe { (*conn).closed_ns } != 0
+        && let Some(config) = config()
+    {
+        // SAFETY: a live map value; nothing else ends this entry now.
+        let conn = unsafe { &mut *conn };
+        let counters = latest(sk, conn);
+        finish(sk, conn, counters, config);
     }
     0
 }
@@ -147,6 +164,9 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
+const NO_COUNTERS: TcpCounters =
+    TcpCounters { read: 0, written: 0, retransmits: 0, rtt_us: 0, rtt_var_us: 0, state: 0 };
+
 const EMPTY: Conn = Conn {
     id: 0,
     established_ns: 0,
@@ -156,6 +176,8 @@ const EMPTY: Conn = Conn {
     slot: 0,
     closing: 0,
     samples: 0,
+    closed_ns: 0,
+    at_close: NO_COUNTERS,
     owner_pid: 0,
     closer_pid: 0,
     owner_comm: [0; 16],
@@ -184,6 +206,15 @@ fn connecting(sk: u64, config: &NetConfig) {
     let mut tuple = Tuple::default();
     if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
         return;
+    }
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map value.
+        let conn = unsafe { &mut *conn };
+        if conn.closed_ns != 0 {
+            // Disconnected and connected again: the socket outlived its connection.
+            let counters = conn.at_close;
+            finish(sk, conn, counters, config);
+        }
     }
     let (owner_pid, owner_comm) = current_process();
     insert(sk, &Conn { id: now(), owner_pid, owner_comm, direction: direction::OUTGOING, ..EMPTY });
@@ -257,79 +288,111 @@ fn note_closer(sk: u64) {
     }
 }
 
+/// The connection is over. So is the entry, unless a process may still read what is queued or has yet to accept it: then
+/// `tcp_destroy` ends it.
 #[inline(always)]
 fn closed(sk: u64, old: u32, config: &NetConfig) {
     if old == state::CLOSE || old == state::LISTEN || old == state::NEW_SYN_RECV {
         return;
     }
-    let mut key = FlowKey::default();
-    let (counters, comm, established, id, slot, adopted);
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
-        // A close with unread data or an abort goes straight to CLOSE, in the process; a reset in softirq does not.
-        if old == state::ESTABLISHED || old == state::CLOSE_WAIT {
+    let Some(conn) = CONNS.get_ptr_mut(sk) else {
+        closed_untracked(sk, old, config);
+        return;
+    };
+    // SAFETY: a live map value: only the end of this socket removes it.
+    let conn = unsafe { &mut *conn };
+    let counters = read_counters(sk, old);
+    if is_orphan(sk) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(sk)) {
+        if conn.established_ns != 0 {
             note_closer(sk);
         }
-        // SAFETY: a live map value: only this state change removes it.
-        let conn = unsafe { &mut *conn };
-        // Pairs with `sample_one`: whoever comes second sees the other's mark.
-        // SAFETY: aligned field of a live map value.
-        unsafe { atomic_add(&raw mut conn.closing, 1) };
-        // SAFETY: as above; volatile so that it is read after the mark was set.
-        slot = unsafe { core::ptr::read_volatile(&raw const conn.slot) };
-        count(stat::TCP_ENTERED, 1);
-        if conn.established_ns == 0 {
-            count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
-            let _ = CONNS.remove(sk);
-            return;
-        }
-        key.direction = conn.direction;
-        if conn.closer_pid != 0 {
-            key.pid = conn.closer_pid;
-            comm = conn.closer_comm;
-        } else {
-            key.pid = conn.owner_pid;
-            comm = conn.owner_comm;
-        }
-        established = 1 - (conn.adopted & 1) as u64;
-        adopted = conn.adopted as u32;
-        id = conn.id;
-        let mut now = read_counters(sk, old);
-        subtract_base(&mut now, conn);
-        counters = now;
+        finish(sk, conn, counters, config);
+        return;
+    }
+    // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
+    note_closer(sk);
+    conn.at_close = counters;
+    conn.closed_ns = now();
+}
+
+/// Counters of a closed connection now. A disconnect resets the socket's own, so the larger ones are right.
+#[inline(always)]
+fn latest(sk: u64, conn: &Conn) -> TcpCounters {
+    let mut counters = read_counters(sk, conn.at_close.state);
+    if counters.read < conn.at_close.read || counters.written < conn.at_close.written {
+        counters = conn.at_close;
+    }
+    counters
+}
+
+/// Counts a connection in and removes its entry.
+#[inline(always)]
+fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
+    // Pairs with `sample_one`: whoever comes second sees the other's mark.
+    // SAFETY: aligned field of a live map value.
+    unsafe { atomic_add(&raw mut conn.closing, 1) };
+    // SAFETY: as above; volatile so that it is read after the mark was set.
+    let slot = unsafe { core::ptr::read_volatile(&raw const conn.slot) };
+    count(stat::TCP_ENTERED, 1);
+    if conn.established_ns == 0 {
+        count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
         let _ = CONNS.remove(sk);
-        read_tuple(sk, &mut key.tuple);
+        return;
+    }
+    let mut key = FlowKey { direction: conn.direction, ..EMPTY_KEY };
+    let comm = if conn.closer_pid != 0 {
+        key.pid = conn.closer_pid;
+        conn.closer_comm
     } else {
-        if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
-            return;
-        }
-        count(stat::TCP_ENTERED, 1);
-        if let Some(reason) = skip_reason(&key.tuple, old, config) {
-            count(reason, 1);
-            return;
-        }
-        // Not tracked (map full, or a nested interrupt): still counted whole, from the socket itself.
-        if owned_by_current(sk) {
-            let (pid, name) = current_process();
-            key.pid = pid;
-            comm = name;
-        } else {
-            comm = [0; 16];
-        }
-        established = 1;
-        adopted = 0;
-        id = 0;
-        slot = 0;
-        counters = read_counters(sk, old);
-    }
-    if key.direction == direction::UNKNOWN {
-        key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
-    }
+        key.pid = conn.owner_pid;
+        conn.owner_comm
+    };
+    let (id, adopted) = (conn.id, (conn.adopted & 1) as u32);
+    let mut counters = counters;
+    subtract_base(&mut counters, conn);
+    let _ = CONNS.remove(sk);
+    read_tuple(sk, &mut key.tuple);
     if slot != 0 {
         send_close(&key, &counters, &comm, id, slot, adopted, config);
     } else {
-        fold_ports(&mut key, config.ephemeral_port);
-        aggregate(&key, &counters, comm, established, config);
+        end(&mut key, &counters, comm, 1 - adopted as u64, config);
     }
+}
+
+/// A close without an entry (map full, or the hook was busy on that CPU): still counted whole, from the socket itself.
+#[inline(always)]
+fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
+    let mut key = EMPTY_KEY;
+    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
+        return;
+    }
+    count(stat::TCP_ENTERED, 1);
+    if let Some(reason) = skip_reason(&key.tuple, old, config) {
+        count(reason, 1);
+        return;
+    }
+    let mut comm = [0; 16];
+    if owned_by_current(sk) {
+        (key.pid, comm) = current_process();
+    }
+    end(&mut key, &read_counters(sk, old), comm, 1, config);
+}
+
+const EMPTY_KEY: FlowKey = FlowKey {
+    tuple: Tuple { local: [0; 16], remote: [0; 16], local_port: 0, remote_port: 0, netns: 0 },
+    pid: 0,
+    direction: direction::UNKNOWN,
+    folded: 0,
+    _pad: [0; 2],
+};
+
+#[inline(always)]
+fn end(key: &mut FlowKey, counters: &TcpCounters, comm: [u8; 16], established: u64, config: &NetConfig) {
+    if key.direction == direction::UNKNOWN {
+        key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
+    }
+    fold_ports(key, config.ephemeral_port);
+    aggregate(key, counters, comm, established, config);
 }
 
 #[inline(always)]
@@ -476,7 +539,11 @@ fn sample_one(one: &mut Sample) {
         return;
     }
     let off = offsets();
-    let mut counters = read_counters(one.sk, read::<u8>(one.sk, off.state) as u32);
+    let mut counters = if conn.closed_ns == 0 {
+        read_counters(one.sk, read::<u8>(one.sk, off.state) as u32)
+    } else {
+        latest(one.sk, conn)
+    };
     subtract_base(&mut counters, conn);
     one.counters = counters;
     if want_identity {

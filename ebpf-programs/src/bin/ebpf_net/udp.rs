@@ -1,6 +1,7 @@
 //! UDP datagrams at the socket: sent, delivered, and taken back when the receive queue was full.
 //!
-//! The cgroup hooks see every datagram of every socket once, with the addresses on the wire, whatever call sent it
+//! The cgroup hooks see every datagram of every socket once (copies looped back to the sender's host carry no socket on
+//! their way out), with the addresses on the wire, whatever call sent it
 //! (sendmmsg, io_uring, segmentation offload). They run for TCP packets too, which leave at the first comparison.
 
 use aya_ebpf::{
@@ -12,7 +13,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, SkBuffContext, SockContext},
 };
 use ebpf_common::net::{
-    ABSENT, EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpLast, UdpSpillEvent, direction, event,
+    EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpLast, UdpSpillEvent, direction, event,
     stat,
 };
 use ebpf_programs::net::{is_loopback, is_v4};
@@ -32,8 +33,6 @@ struct Datagram {
     key: UdpKey,
     bytes: u64,
     segments: u64,
-    /// IPv4 multicast or broadcast: may pass the egress hook twice.
-    may_loop: bool,
 }
 
 /// Outgoing packets of sockets in the cgroup and below; in the sending process's context.
@@ -107,7 +106,6 @@ fn parse(ctx: &SkBuffContext, egress: bool) -> Option<Datagram> {
     // SAFETY: bounds checked against data_end just above, as the verifier demands.
     let version = unsafe { *(data as *const u8) } >> 4;
     let (source, destination, l4): ([u8; 16], [u8; 16], u32);
-    let mut may_loop = false;
     if version == 4 {
         // SAFETY: within the 28 bytes checked.
         let (head, protocol) = unsafe { (*(data as *const u8), *((data + 9) as *const u8)) };
@@ -116,7 +114,6 @@ fn parse(ctx: &SkBuffContext, egress: bool) -> Option<Datagram> {
         }
         // SAFETY: within the 28 bytes checked; byte arrays have no alignment.
         let (s, d) = unsafe { (*((data + 12) as *const [u8; 4]), *((data + 16) as *const [u8; 4])) };
-        may_loop = egress && (d[0] & 0xf0 == 0xe0 || d[3] == 0xff);
         source = mapped(s);
         destination = mapped(d);
         l4 = (head & 0x0f) as u32 * 4;
@@ -158,7 +155,7 @@ fn parse(ctx: &SkBuffContext, egress: bool) -> Option<Datagram> {
         }
     };
     let segments = if segments == 0 { 1 } else { segments as u64 };
-    Some(Datagram { key, bytes, segments, may_loop })
+    Some(Datagram { key, bytes, segments })
 }
 
 #[inline(always)]
@@ -205,19 +202,7 @@ fn agg_map(active: u32) -> &'static HashMap<UdpKey, UdpAgg> {
 #[inline(always)]
 fn sent(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
     let map = agg_map(config.active);
-    let cloned = datagram.may_loop && is_cloned(ctx);
     if let Some(agg) = map.get_ptr_mut(&datagram.key) {
-        // A looped-back datagram passes as a clone and as the original, one after the other: count the first.
-        if cloned {
-            // SAFETY: aligned field of a live map value; passes of one socket's datagram follow each other on one CPU.
-            let passes = unsafe { core::ptr::read_volatile(&raw const (*agg).clones) };
-            // SAFETY: as above.
-            unsafe { core::ptr::write_volatile(&raw mut (*agg).clones, passes.wrapping_add(1)) };
-            if passes & 1 == 1 {
-                count(stat::UDP_SKIP_LOOPED, datagram.segments);
-                return;
-            }
-        }
         // SAFETY: aligned fields of a live map value.
         unsafe {
             if (*agg).pid == 0 {
@@ -242,8 +227,7 @@ fn sent(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
         netns: netns(ctx),
         comm,
         direction: direction::OUTGOING,
-        _pad: [0; 3],
-        clones: cloned as u32,
+        _pad: [0; 7],
     };
     if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
         count(stat::UDP_AGGREGATED, datagram.segments);
@@ -293,8 +277,7 @@ fn delivered(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
         netns: netns(ctx),
         comm: [0; 16],
         direction: direction::INCOMING,
-        _pad: [0; 3],
-        clones: 0,
+        _pad: [0; 7],
     };
     if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
         count(stat::UDP_AGGREGATED, datagram.segments);
@@ -351,10 +334,4 @@ fn sock_address(ctx: &SkBuffContext) -> u64 {
 #[inline(always)]
 fn netns(ctx: &SkBuffContext) -> u32 {
     read_netns(sock_address(ctx))
-}
-
-#[inline(always)]
-fn is_cloned(ctx: &SkBuffContext) -> bool {
-    let off = offsets();
-    off.skb_cloned != ABSENT && read::<u8>(ctx.as_ptr() as u64, off.skb_cloned) & off.skb_cloned_mask as u8 != 0
 }

@@ -35,9 +35,7 @@ const REASONS: &[(u32, bool, &str, bool)] = &[
     (stat::TCP_LOST_FULL, false, "ring_buffer_full", true),
     (stat::UDP_SKIP_LOOPBACK, true, "loopback", false),
     (stat::UDP_SKIP_IPV6, true, "ipv6_disabled", false),
-    (stat::UDP_SKIP_LOOPED, true, "looped_back_copy", false),
     (stat::UDP_SKIP_RCVBUF, true, "receive_queue_full", false),
-    (stat::UDP_SKIP_MALFORMED, true, "malformed", false),
     (stat::UDP_LOST_FULL, true, "ring_buffer_full", true),
 ];
 
