@@ -193,7 +193,6 @@ fn start_agent(
     let mut arguments = vec![
         format!("--dataway=http://{}", stub.addr),
         format!("--dataway-token-file={}", token_file.display()),
-        format!("--queue-dir={}", directory.join("queue").display()),
     ];
     arguments.extend(options.agent_arg.iter().cloned());
     say(&format!("Starting {} standalone", binary.display()))?;
