@@ -135,8 +135,8 @@ impl Loads {
         self.run(vec![server], vec![client], duration)
     }
 
-    /// Datagrams of 64 bytes by sendmmsg, as fast as the receiver takes them.
-    pub(super) fn udp(&self, place: Place, duration: Duration) -> Result<Done> {
+    /// Datagrams of 64 bytes by sendmmsg, at `rate` per second, or with 0 as fast as the receiver takes them.
+    pub(super) fn udp(&self, place: Place, rate: u64, duration: Duration) -> Result<Done> {
         let address = Self::addresses(place).first().copied().context("no address")?;
         let mut server = self.start(
             place,
@@ -147,7 +147,7 @@ impl Loads {
         server.expect("ready")?;
         let text = format!(
             "udp-client --dst={address} --port=7003 --datagrams=0 --duration-ms={} --size=64 --mode=mmsg \
-             --reply-every=1024",
+             --reply-every=1024 --rate={rate}",
             duration.as_millis()
         );
         let client = self.start(place, Side::A, "udp-c", &text)?;

@@ -100,8 +100,8 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
             }
         } else {
             Effort {
-                pairs: 7,
-                run: Duration::from_secs(3),
+                pairs: 11,
+                run: Duration::from_secs(2),
             }
         };
         let bench = Bench::new(effort, &traffic, &agent, &arguments.agent_arg)?;

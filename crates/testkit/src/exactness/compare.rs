@@ -15,6 +15,8 @@ use crate::traffic::{
 
 /// Ports that servers of the tests listen on.
 pub const SERVICE_PORTS: std::ops::RangeInclusive<u16> = 7000..=7999;
+/// Scenario of the checks that concern no single scenario.
+pub const WHOLE_TEST: &str = "test";
 /// Group prefix: a connection may be counted for any process of the group, its bytes may not.
 pub const SHARED_CONNECTIONS: &str = "conn:";
 /// Group prefix: bytes and connections may be counted for any process of the group; what a connection did after it
@@ -80,7 +82,7 @@ pub fn compare(reports: &[Report], flows: &[Flow]) -> (Vec<Check>, BTreeMap<Stri
     if known.len() != reports.len() {
         // One report per process is the rule; a process id used twice would make the comparison ambiguous.
         checks.push(failed(
-            "test",
+            WHOLE_TEST,
             "process ids are unique",
             "a process id appears in two reports".to_owned(),
         ));
@@ -95,10 +97,10 @@ pub fn compare(reports: &[Report], flows: &[Flow]) -> (Vec<Check>, BTreeMap<Stri
         }
     }
     for flow in &unknown {
-        checks.push(failed("test", "rows belong to known processes", describe(flow)));
+        checks.push(failed(WHOLE_TEST, "rows belong to known processes", describe(flow)));
     }
     if unknown.is_empty() {
-        checks.push(passed("test", "rows belong to known processes"));
+        checks.push(passed(WHOLE_TEST, "rows belong to known processes"));
     }
 
     let mut groups: BTreeMap<&str, (Counts, Counts)> = BTreeMap::new();

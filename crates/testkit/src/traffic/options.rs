@@ -238,6 +238,9 @@ pub struct UdpClient {
     /// Ask for a reply with every Nth datagram and wait for it: flow control; 0 means never
     #[arg(long, default_value_t = 32)]
     pub reply_every: u64,
+    /// Datagrams per second, sent in bursts of about a millisecond; 0 means as fast as it goes
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
     /// Sleep after each send, microseconds
     #[arg(long, default_value_t = 0)]
     pub pace_us: u64,

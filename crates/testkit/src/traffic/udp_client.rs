@@ -170,6 +170,7 @@ impl<'a> Client<'a> {
         let mut turn = 0_usize;
         let mut until_clock = 0_u64;
         self.recorder.restart_clock();
+        let started = Instant::now();
         while datagrams == 0 || done < datagrams {
             if sys::stopping() {
                 break;
@@ -189,6 +190,9 @@ impl<'a> Client<'a> {
                 _ => self.send_one(turn)?,
             };
             turn += 1;
+            if self.options.rate > 0 {
+                wait_for_turn(started, done, self.options.rate);
+            }
             if self.options.pace_us > 0 {
                 std::thread::sleep(Duration::from_micros(self.options.pace_us));
             }
@@ -380,6 +384,15 @@ impl<'a> Client<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Sleeps while `done` datagrams since `started` are more than a millisecond ahead of `rate` per second.
+fn wait_for_turn(started: Instant, done: u64, rate: u64) {
+    let due = Duration::from_nanos(done.saturating_mul(1_000_000_000) / rate);
+    let ahead = due.saturating_sub(started.elapsed());
+    if ahead > Duration::from_millis(1) {
+        std::thread::sleep(ahead);
     }
 }
 
