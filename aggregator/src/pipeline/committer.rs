@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::WhenFull,
-    queue::{BodyMeta, Changes, PkgIds, QueueClock, Store, StoreError},
+    queue::{BodyMeta, Changes, PkgIds, QueueClock, RESERVE_BYTES, Store, StoreError},
     route::{Form, Plan},
     sinks::{
         Sink,
@@ -32,7 +32,9 @@ use crate::{
 const GROUP_RECORDS: usize = 16_384;
 /// How often an idle committer looks after the queue file.
 const TICK: Duration = Duration::from_secs(1);
-/// How often idle agent starts are looked for.
+/// A queue file above this size that is mostly unused is compacted, bytes.
+const COMPACT_ABOVE: u64 = 64 << 20;
+/// How often idle agent starts are looked for, and a compaction considered.
 const EXPIRE_EVERY: Duration = Duration::from_secs(300);
 
 /// What the committer is asked to do.
@@ -96,6 +98,7 @@ pub(crate) struct Upkeep {
     forget: Vec<AgentKey>,
     expired_at: Option<Instant>,
     reopened_at: Option<Instant>,
+    disk_was_full: bool,
 }
 
 /// Who waits for a batch of the group, and what to tell them if it is stored.
@@ -175,6 +178,42 @@ impl Committer {
             self.metrics
                 .agents
                 .set(i64::try_from(self.dedup.len()).unwrap_or(i64::MAX));
+            let used = self.store.disk_used();
+            if used > COMPACT_ABOVE && self.queued_bytes() < used / 8 {
+                match self.store.compact() {
+                    Ok(()) => tracing::info!(
+                        before = used,
+                        after = self.store.disk_used(),
+                        "Compacted the queue file"
+                    ),
+                    Err(error) => tracing::warn!(%error, "The queue file cannot be compacted"),
+                }
+            }
+        }
+    }
+
+    fn queued_bytes(&self) -> u64 {
+        self.sinks.iter().map(|(sink, _)| sink.backlog().bytes).sum()
+    }
+
+    /// Bytes that new bodies may take: free on the disk, or free inside the queue file, which does not shrink at once.
+    fn room(&self) -> Option<u64> {
+        let inside = self
+            .store
+            .disk_used()
+            .saturating_sub(self.queued_bytes())
+            .saturating_sub(RESERVE_BYTES);
+        Some(self.store.disk_free()?.saturating_add(inside))
+    }
+
+    /// After the disk was full, deleting goes first and alone, in the room of the reserve: it makes more.
+    fn delete_first(&mut self) {
+        let spare = self.store.disk_free().is_none_or(|free| free >= 2 * RESERVE_BYTES);
+        if spare && self.store.keep_reserve() {
+            self.upkeep.disk_was_full = false;
+        }
+        if self.upkeep.disk_was_full && !self.upkeep.removals.is_empty() {
+            let _ = self.store_group(&[], &Touched::default());
         }
     }
 
@@ -222,6 +261,7 @@ impl Committer {
 
     fn commit_group(&mut self, requests: Vec<Request>) {
         let started = Instant::now();
+        self.delete_first();
         let refused = if requests.is_empty() { Ok(()) } else { self.admit() };
         let mut touched = Touched::default();
         let mut waiters = Vec::with_capacity(requests.len());
@@ -308,17 +348,22 @@ impl Committer {
             return Err(Refusal::Storage(StoreError::Closed.to_string()));
         }
         let queued = || self.sinks.iter().filter(|(sink, _)| sink.slot.is_some());
-        if let Some(free) = self.store.disk_free().filter(|free| *free < self.min_free_disk) {
+        // What the reserve gave free is for deleting.
+        let deleting = if self.upkeep.disk_was_full {
+            2 * RESERVE_BYTES
+        } else {
+            0
+        };
+        let least = self.min_free_disk.max(deleting);
+        if let Some(free) = self.room().filter(|free| *free < least) {
             let sink = queued().next().map(|(sink, _)| sink.name.clone()).unwrap_or_default();
             let path = self
                 .store
                 .path()
                 .map(|path| path.display().to_string())
                 .unwrap_or_default();
-            let why = format!(
-                "the file system of `{path}` has {free} bytes free, {} are to stay free; make room",
-                self.min_free_disk
-            );
+            let why =
+                format!("the file system of `{path}` has room for {free} bytes, {least} are to stay free; make room");
             return Err(Refusal::Full { sink, why });
         }
         match queued().find(|(sink, _)| sink.when_full == WhenFull::Withhold && sink.is_full(0)) {
@@ -486,10 +531,18 @@ impl Committer {
         let sink = self.sinks.iter().find(|(sink, _)| sink.slot.is_some());
         let sink = sink.map(|(sink, _)| sink.name.clone()).unwrap_or_default();
         match error {
-            StoreError::DiskFull(_) => Refusal::Full {
-                sink,
-                why: error.to_string(),
-            },
+            StoreError::DiskFull(_) => {
+                self.upkeep.disk_was_full = true;
+                self.store.give_up_reserve();
+                self.upkeep.reopened_at = Some(Instant::now());
+                if let Err(why) = self.reopen() {
+                    tracing::warn!(why, "The queue file cannot be opened after the disk was full");
+                }
+                Refusal::Full {
+                    sink,
+                    why: error.to_string(),
+                }
+            }
             StoreError::Damaged(why) => {
                 tracing::error!(why, "The queue file is damaged");
                 match self.store.start_anew() {

@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub(crate) use meta::{BodyMeta, PkgIds};
 pub use store::OpenError;
-pub(crate) use store::{Backlog, Changes, Store, StoreError, Waiting};
+pub(crate) use store::{Backlog, Changes, RESERVE_BYTES, Store, StoreError, Waiting};
 
 /// Wall clock at start plus time passed since: a stepped system clock neither expires bodies nor keeps them for ever.
 #[derive(Clone, Copy, Debug)]

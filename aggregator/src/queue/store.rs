@@ -27,6 +27,10 @@ const AGENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("agents
 const SINKS: TableDefinition<&str, u32> = TableDefinition::new("sinks");
 
 const FILE_NAME: &str = "queue.redb";
+/// Room for deleting on a full disk: the storage writes changed pages to new places, also when it deletes.
+const RESERVE_NAME: &str = "queue.reserve";
+/// Size of the reserve, bytes.
+pub(crate) const RESERVE_BYTES: u64 = 1 << 20;
 /// Pages kept in memory. Bodies are written once and read once, so a cache gains nothing beyond the inner tree pages.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -206,6 +210,60 @@ impl Store {
     pub(crate) fn disk_free(&self) -> Option<u64> {
         let dir = self.path.as_ref()?.parent()?;
         free_bytes(dir).ok()
+    }
+
+    /// Bytes of disk that the queue file takes; 0 in memory.
+    pub(crate) fn disk_used(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let used = self.path.as_ref().and_then(|path| fs::metadata(path).ok());
+        used.map_or(0, |file| file.blocks() * 512)
+    }
+
+    /// Makes the reserve file unless it is there; false if the disk has no room for it.
+    pub(crate) fn keep_reserve(&self) -> bool {
+        let Some(path) = self.reserve() else { return true };
+        if fs::metadata(&path).is_ok_and(|file| file.len() == RESERVE_BYTES) {
+            return true;
+        }
+        let made = fs::File::create(&path).and_then(|file| allocate(&file, RESERVE_BYTES));
+        if made.is_err() {
+            self.give_up_reserve();
+        }
+        made.is_ok()
+    }
+
+    /// Frees the reserve, so that bodies can be deleted from a full disk.
+    pub(crate) fn give_up_reserve(&self) {
+        if let Some(path) = self.reserve() {
+            // Absent is as good; any other failure shows in the next transaction.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn reserve(&self) -> Option<PathBuf> {
+        self.path.as_ref().map(|path| path.with_file_name(RESERVE_NAME))
+    }
+
+    /// Gives unused pages of the queue file back to the file system. Readers find the file closed meanwhile.
+    pub(crate) fn compact(&self) -> Result<(), StoreError> {
+        let Some(db) = self.db.write().take() else {
+            return Err(StoreError::Closed);
+        };
+        match Arc::try_unwrap(db) {
+            Ok(mut db) => {
+                let result = db.compact();
+                if result.is_ok() {
+                    *self.db.write() = Some(Arc::new(db));
+                }
+                // After a failure the file stays closed until it is opened again.
+                result.map(|_| ()).map_err(|error| self.error(error))
+            }
+            Err(shared) => {
+                // A reader is at work; another time.
+                *self.db.write() = Some(shared);
+                Ok(())
+            }
+        }
     }
 
     /// The queue file.
@@ -401,19 +459,21 @@ impl Store {
         self.db.read().clone().ok_or(StoreError::Closed)
     }
 
+    fn disk_full(&self) -> StoreError {
+        let path = self.path.as_deref().map(|path| path.display().to_string());
+        StoreError::DiskFull(path.unwrap_or_default())
+    }
+
     fn error(&self, error: impl Into<redb::Error>) -> StoreError {
         match error.into() {
             redb::Error::Io(error)
                 if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
-                StoreError::DiskFull(
-                    self.path
-                        .as_deref()
-                        .map(|path| path.display().to_string())
-                        .unwrap_or_default(),
-                )
+                self.disk_full()
             }
             redb::Error::Corrupted(why) => StoreError::Damaged(why),
+            // The storage tells the first failure only to whoever met it; on a full disk that is the likely one.
+            redb::Error::PreviousIo if self.disk_free().is_some_and(|free| free < RESERVE_BYTES) => self.disk_full(),
             redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Closed,
             other => StoreError::Failed(other.to_string()),
         }
@@ -505,6 +565,17 @@ fn move_aside(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other(
         "there are 999 damaged files beside it already; remove them",
     ))
+}
+
+/// Takes disk for the whole length, unlike setting the length alone.
+fn allocate(file: &fs::File, len: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the whole call; no memory is passed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
 }
 
 fn free_bytes(dir: &Path) -> io::Result<u64> {

@@ -106,6 +106,11 @@ pub fn config(dir: &Path, sinks: Vec<SinkConfig>) -> AggregatorConfig {
 }
 
 pub async fn start(config: AggregatorConfig) -> (Aggregator, Telemetry) {
+    // For a failing test: TEST_LOG=debug cargo test -- --nocapture
+    if let Ok(level) = std::env::var("TEST_LOG") {
+        let format = telemetry::logging::LogFormat::Text;
+        let _ = telemetry::logging::init(&telemetry::logging::LogConfig { level, format });
+    }
     let telemetry = Telemetry::new("aggregator", "test");
     let aggregator = Aggregator::start(config, &telemetry, CancellationToken::new())
         .await
