@@ -388,17 +388,21 @@ fn print(outcome: &Outcome, options: &Options) {
     for note in outcome.notes.iter().take(20) {
         println!("note: {note}");
     }
-    let shown = if options.verbose { usize::MAX } else { 40 };
-    for check in outcome.checks.iter().take(shown) {
+    let most = if options.verbose { usize::MAX } else { 8 };
+    let mut shown: BTreeMap<&str, usize> = BTreeMap::new();
+    for check in &outcome.checks {
+        let count = shown.entry(&check.scenario).or_default();
+        *count += 1;
         match &check.problem {
+            _ if *count > most => {}
             Some(problem) => println!("FAILED {} {}: {problem}", check.scenario, check.what),
             None => println!("ok     {} {}", check.scenario, check.what),
         }
     }
-    if outcome.checks.len() > shown {
+    for (scenario, count) in shown.into_iter().filter(|(_, count)| *count > most) {
         println!(
-            "... and {} more failed checks (--verbose shows all)",
-            outcome.checks.len() - shown
+            "... and {} more failed checks of {scenario} (--verbose shows all)",
+            count - most
         );
     }
 }
