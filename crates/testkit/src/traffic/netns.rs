@@ -208,7 +208,7 @@ fn configure(side: Side) -> anyhow::Result<()> {
         .context("adding the multicast route")?;
     // More client ports, and no wait for their reuse; these are settings of the namespace alone.
     for (file, value) in [
-        ("/proc/sys/net/ipv4/ip_local_port_range", "12000 65000"),
+        ("/proc/sys/net/ipv4/ip_local_port_range", "12000 64999"),
         ("/proc/sys/net/core/somaxconn", "8192"),
     ] {
         fs::write(file, value).with_context(|| format!("writing `{value}` to {file}"))?;
