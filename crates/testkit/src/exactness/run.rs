@@ -96,22 +96,30 @@ struct Running {
 /// # Errors
 /// The test could not be carried out: not root, agent not ready, a role failed.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let outcome = carry_out(options)?;
+    let directory = options
+        .work_dir
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("exactness-{}", std::process::id())));
+    let outcome = carry_out(options, &directory);
+    if options.work_dir.is_none() && outcome.as_ref().map_or(true, |outcome| outcome.failed == 0) {
+        // A failed start says all it knows in its error; only differences are worth a second look.
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+    let outcome = outcome?;
     if options.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
         print(&outcome, options);
+        if outcome.failed > 0 {
+            println!("the agent's output and log are in {}", directory.display());
+        }
     }
     println!("exactness: {} passed, {} failed", outcome.passed, outcome.failed);
     Ok(outcome.failed == 0)
 }
 
-fn carry_out(options: &Options) -> anyhow::Result<Outcome> {
+fn carry_out(options: &Options, directory: &Path) -> anyhow::Result<Outcome> {
     let interval = Duration::from_millis(options.interval_ms);
-    let directory = options
-        .work_dir
-        .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("exactness-{}", std::process::id())));
     let own = std::env::current_exe().context("finding this executable")?;
     let traffic = options.traffic.clone().unwrap_or_else(|| own.with_file_name("traffic"));
     let stage = Stage::new(directory.join("stage"), &traffic)?;
@@ -139,7 +147,7 @@ fn carry_out(options: &Options) -> anyhow::Result<Outcome> {
                 interval,
                 loopback: options.topology.contains(&Topology::Loopback),
                 arguments: options.agent_arg.clone(),
-                directory: directory.clone(),
+                directory: directory.to_path_buf(),
             };
             Agent::start(&agent_options, Duration::from_secs(60))
         })
