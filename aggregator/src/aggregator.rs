@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use telemetry::Telemetry;
+use telemetry::{LogLimit, Telemetry};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use crate::{
     config::{AggregatorConfig, ConfigError, DatawayConfig, SinkConfig, SinkKind},
     pipeline::{
         Accept, Pipeline,
-        committer::{Command, Committer, Outlet, Upkeep},
+        committer::{COMMANDS, Command, Committer, Outlet, Upkeep, hand_over},
         dedup::Dedup,
         encode::Encoders,
         metrics::PipelineMetrics,
@@ -40,11 +40,14 @@ use crate::{
 /// How often [`Aggregator::drain`] looks whether all is delivered.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
+/// At most one log line about failed deliveries per sink in this time.
+const FAILURE_LOG_PERIOD: Duration = Duration::from_secs(10);
+
 /// A running aggregator.
 pub struct Aggregator {
     pipeline: Arc<Pipeline>,
     states: Arc<States>,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::SyncSender<Command>,
     committer: JoinHandle<()>,
     deliveries: JoinSet<()>,
     stop_accepting: CancellationToken,
@@ -134,6 +137,8 @@ impl Aggregator {
             metrics.damaged_files.inc();
         }
         let store = Arc::new(store);
+        let queue_health = telemetry.health.component("queue");
+        queue_health.set_ok();
         let read_error = |error: StoreError| StartError::QueueRead {
             dir: config
                 .queue_dir
@@ -145,7 +150,7 @@ impl Aggregator {
         drop_orphans(&store, &config, clock).map_err(read_error)?;
         let dedup = Dedup::new(store.agents().map_err(read_error)?);
 
-        let (commands, requests) = mpsc::channel();
+        let (commands, requests) = mpsc::sync_channel(COMMANDS);
         let (stop_accepting, stop_delivering) = (stop.child_token(), CancellationToken::new());
         let mut outlets = Vec::with_capacity(config.sinks.len());
         let mut deliveries = JoinSet::new();
@@ -206,6 +211,7 @@ impl Aggregator {
             min_free_disk: config.min_free_disk,
             accept: telemetry.ledger.stage("aggregator.accept"),
             metrics,
+            health: queue_health,
             upkeep: Upkeep::default(),
         };
         let committer = std::thread::Builder::new()
@@ -237,6 +243,7 @@ impl Aggregator {
                 max_age: config.queue_max_age,
                 clock,
                 metrics: sink_metrics.clone(),
+                failure_log: LogLimit::new(FAILURE_LOG_PERIOD),
             };
             deliveries.spawn(delivery.run(stop_delivering.clone()));
         }
@@ -274,7 +281,7 @@ impl Aggregator {
         }
         self.stop_delivering.cancel();
         while self.deliveries.join_next().await.is_some() {}
-        let _ = self.commands.send(Command::Stop);
+        let _ = hand_over(&self.commands, Command::Stop).await;
         let committer = self.committer;
         let _ = tokio::task::spawn_blocking(move || committer.join()).await;
         let left = self

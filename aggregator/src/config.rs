@@ -61,6 +61,10 @@ pub enum WhenFull {
 
 /// Kinds of sinks.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a handful per process; a box would only make it clumsier to fill in"
+)]
 pub enum SinkKind {
     /// DataWay over HTTP(S), through the disk queue.
     Dataway(DatawayConfig),

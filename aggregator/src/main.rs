@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(errors) => {
             eprintln!("{errors}");
-            return ExitCode::from(u8::try_from(api::EXIT_USAGE).unwrap_or(64));
+            return ExitCode::from(api::EXIT_USAGE);
         }
     };
     let args = match Args::from_arg_matches(&matches) {
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
                 .chain()
                 .any(|cause| cause.is::<ConfigError>() || cause.is::<api::ConfigErrors>());
             if usage {
-                ExitCode::from(u8::try_from(api::EXIT_USAGE).unwrap_or(64))
+                ExitCode::from(api::EXIT_USAGE)
             } else {
                 ExitCode::FAILURE
             }

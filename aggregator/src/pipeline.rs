@@ -16,7 +16,7 @@ use records::{Globals, RecordBatch, Str};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use committer::{Command, Request};
+use committer::{Command, Request, hand_over};
 
 /// Names one batch for ever: the agent's node, the agent's start, and a number that grows by one from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +87,7 @@ pub trait Accept: Send + Sync + 'static {
 /// The way in. Made by [`crate::Aggregator::start`].
 #[derive(Debug)]
 pub struct Pipeline {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::SyncSender<Command>,
     room: Arc<Semaphore>,
     max_pending_records: u32,
     stopping: CancellationToken,
@@ -97,7 +97,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub(crate) fn new(
-        commands: mpsc::Sender<Command>,
+        commands: mpsc::SyncSender<Command>,
         max_pending_records: usize,
         stopping: CancellationToken,
     ) -> Self {
@@ -131,8 +131,8 @@ impl Accept for Pipeline {
             reply,
             permit,
         };
-        self.commands
-            .send(Command::Accept(request))
+        hand_over(&self.commands, Command::Accept(request))
+            .await
             .map_err(|_| AcceptError::Stopping)?;
         answer.await.unwrap_or(Err(AcceptError::Stopping))
     }
@@ -140,7 +140,7 @@ impl Accept for Pipeline {
     async fn last_contiguous(&self, node: &str, boot_id: u64) -> u64 {
         let (reply, answer) = oneshot::channel();
         let command = Command::LastContiguous((Str::from(node), boot_id), reply);
-        if self.commands.send(command).is_err() {
+        if hand_over(&self.commands, command).await.is_err() {
             return 0;
         }
         answer.await.unwrap_or(0)

@@ -50,7 +50,7 @@ fn spawn(dir: &Path, listen: SocketAddr, dataway: &str, extra: &[&str]) -> Proce
         .env("ENV_INPUT_EBPF_DATAWAY", dataway)
         .arg(format!("--listen={listen}"))
         .arg(format!("--queue-dir={}", dir.display()))
-        .args(["--admin-listen=127.0.0.1:0", "--dataway-timeout=500ms", "--dataway-retry-max=200ms", "--log-level=warn"])
+        .args(["--admin-listen=127.0.0.1:0", "--dataway-timeout=500ms", "--dataway-retry-max=200ms", "--log-level=error"])
         .args(extra)
         .stdout(Stdio::null())
         .spawn()
@@ -154,9 +154,9 @@ async fn killed_five_times_while_dataway_fails() {
     ];
     let mut peak = 0;
     let deadline = Instant::now() + Duration::from_secs(240);
-    for kill in 0..KILLS {
+    for (kill, fault) in faults.iter().take(KILLS).enumerate() {
         let mut process = spawn(dir.path(), listen, &url, &[]);
-        stub.set_fault(faults[kill].clone());
+        stub.set_fault(fault.clone());
         // Enough acknowledged that every part is at work, then killed without warning with a full window under way.
         let goal = agent.next_seq + 40 + 13 * kill as u64;
         while agent.next_seq < goal {
@@ -250,16 +250,17 @@ async fn sigterm_ends_in_time_and_what_is_left_is_kept() {
 #[test]
 fn bad_options_name_option_and_value_and_end_with_the_usage_status() {
     let dir = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| {
+    let run_at = |listen: &str, args: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_aggregator"))
             .env_clear()
-            .args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
+            .args([listen, "--admin-listen=127.0.0.1:0"])
             .arg(format!("--queue-dir={}", dir.path().display()))
             .args(args)
             .output()
             .unwrap();
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
+    let run = |args: &[&str]| run_at("--listen=127.0.0.1:0", args);
     let dataway = "--dataway=http://127.0.0.1:9?token=tkn_secret";
     for (args, wanted) in [
         (&[][..], "there is no output"),
@@ -275,9 +276,10 @@ fn bad_options_name_option_and_value_and_end_with_the_usage_status() {
             "{args:?}: {text}"
         );
     }
-    let (code, text) = run(&[dataway, "--listen=192.0.2.1:1"]);
+    let (code, text) = run_at("--listen=192.0.2.1:1", &[dataway]);
     assert!(code != 0 && text.contains("192.0.2.1:1"), "{text}");
-    std::fs::write(dir.path().join("file"), "").unwrap();
-    let (code, text) = run(&[dataway, &format!("--queue-dir={}/file", dir.path().display())]);
+    let file = dir.path().join("queue.redb");
+    std::fs::create_dir(&file).unwrap();
+    let (code, text) = run(&[dataway]);
     assert!(code == 1 && text.contains("can write"), "{text}");
 }

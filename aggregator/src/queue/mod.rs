@@ -8,12 +8,13 @@
 //! slot; within a slot bodies have ascending numbers and are delivered roughly in that order.
 
 mod meta;
+mod open;
 mod store;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub(crate) use meta::{BodyMeta, PkgIds};
-pub use store::OpenError;
+pub use open::OpenError;
 pub(crate) use store::{Backlog, Changes, RESERVE_BYTES, Store, StoreError, Waiting};
 
 /// Wall clock at start plus time passed since: a stepped system clock neither expires bodies nor keeps them for ever.

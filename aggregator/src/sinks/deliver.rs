@@ -8,11 +8,12 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
+use telemetry::LogLimit;
 use tokio_util::sync::CancellationToken;
 
 use super::{Sink, dead_letter::DeadLetters, gate::Gate, metrics::SinkMetrics};
 use crate::{
-    pipeline::committer::{Command, Removal},
+    pipeline::committer::{Command, Removal, hand_over},
     queue::{BodyMeta, QueueClock, Store, StoreError, Waiting},
 };
 
@@ -62,7 +63,7 @@ pub(crate) struct Delivery<D> {
     pub(crate) index: usize,
     pub(crate) sink: Arc<Sink>,
     pub(crate) store: Arc<Store>,
-    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) commands: mpsc::SyncSender<Command>,
     pub(crate) destination: D,
     pub(crate) dead_letters: Arc<Mutex<DeadLetters>>,
     pub(crate) gate: Gate,
@@ -70,6 +71,8 @@ pub(crate) struct Delivery<D> {
     pub(crate) max_age: Duration,
     pub(crate) clock: QueueClock,
     pub(crate) metrics: SinkMetrics,
+    /// Failures repeat with every try; the log gets some of them, the metrics all.
+    pub(crate) failure_log: LogLimit,
 }
 
 // === impl Delivery ===
@@ -160,13 +163,14 @@ impl<D: Destination> Delivery<D> {
                 Verdict::Retry { kind, text, at_least } => {
                     self.sink.failed(kind, &text);
                     let pause = self.gate.shut(round, at_least);
-                    let retry_in = humantime::format_duration(Duration::from_millis(
-                        u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-                    ));
-                    tracing::warn!(
-                        sink = self.sink.name, kind, text, points, %retry_in,
-                        "Delivery failed; the body stays in the queue"
-                    );
+                    if let Some(suppressed) = self.failure_log.allow() {
+                        let pause = Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+                        let retry_in = humantime::format_duration(pause);
+                        tracing::warn!(
+                            sink = self.sink.name, kind, text, points, %retry_in, suppressed,
+                            "Delivery failed; the body stays in the queue"
+                        );
+                    }
                 }
                 Verdict::Refused { status, answer } => {
                     self.gate.open();
@@ -179,11 +183,12 @@ impl<D: Destination> Delivery<D> {
             }
         }
         // The committer may be gone only when the process stops; the body is then sent again under the same identity.
-        let _ = self.commands.send(Command::Remove(Removal {
+        let removal = Removal {
             index: self.index,
             id: body.id,
             meta: body.meta,
-        }));
+        };
+        let _ = hand_over(&self.commands, Command::Remove(removal)).await;
     }
 
     async fn refuse(&self, status: u16, answer: String, body: QueuedBody) {
