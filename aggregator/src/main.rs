@@ -124,11 +124,9 @@ fn main() -> ExitCode {
 }
 
 fn command() -> Command {
-    let mut command = Args::augment_args(
-        Command::new("aggregator")
-            .version(env!("CARGO_PKG_VERSION"))
-            .about("Takes records from node agents, keeps them on disk, delivers them to DataWay and files"),
-    );
+    // After `augment_args`: that takes the text above `Args` for the program's.
+    let mut command = Args::augment_args(Command::new("aggregator").version(env!("CARGO_PKG_VERSION")))
+        .about("Takes records from node agents, keeps them on disk, delivers them to DataWay and files");
     for spec in shared_options() {
         let Some(flag) = spec.flag else { continue };
         let variable = spec.env.map(|env| format!(" [env: {env}]")).unwrap_or_default();
