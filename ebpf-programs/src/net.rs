@@ -40,20 +40,26 @@ pub fn bytes_read(bytes_received: u64, rcv_nxt: u32, copied_seq: u32, fin_receiv
     // Urgent data lets copied_seq run ahead by one: then nothing is unread.
     let unread = if unread > i32::MAX as u32 { 0 } else { unread as u64 };
     let read = bytes_received.saturating_sub(unread);
-    if fin_received && unread == 0 { read.saturating_sub(1) } else { read }
+    if fin_received && unread == 0 {
+        read.saturating_sub(1)
+    } else {
+        read
+    }
 }
 
-/// Payload bytes the application has written: transmitted once, plus queued and never sent.
+/// Payload bytes the application has written: acknowledged, plus everything behind `snd_una` in the send queue.
 ///
-/// `state` is the state before the close (or now, for a sample): in FIN_WAIT1, LAST_ACK and CLOSING our FIN may still
-/// be queued and takes one sequence number.
+/// `bytes_acked` counts the SYN of the connecting side and every FIN; a FIN is queued from FIN_WAIT1 and LAST_ACK on and
+/// is either acknowledged or part of `write_seq - snd_una`.
 #[inline(always)]
-pub fn bytes_written(bytes_sent: u64, bytes_retrans: u64, write_seq: u32, snd_nxt: u32, state: u32) -> u64 {
-    let unsent = write_seq.wrapping_sub(snd_nxt);
-    let unsent = if unsent > i32::MAX as u32 { 0 } else { unsent as u64 };
-    let fin_queued = state == state::FIN_WAIT1 || state == state::LAST_ACK || state == state::CLOSING;
-    let unsent = if fin_queued { unsent.saturating_sub(1) } else { unsent };
-    bytes_sent.saturating_sub(bytes_retrans) + unsent
+pub fn bytes_written(bytes_acked: u64, snd_una: u32, write_seq: u32, state: u32, connecting_side: bool) -> u64 {
+    let queued = write_seq.wrapping_sub(snd_una);
+    let queued = if queued > i32::MAX as u32 { 0 } else { queued as u64 };
+    let fin = matches!(
+        state,
+        state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::TIME_WAIT | state::LAST_ACK
+    );
+    (bytes_acked + queued).saturating_sub(fin as u64 + connecting_side as u64)
 }
 
 /// True for an IPv4 address in v4-mapped form.
@@ -79,7 +85,9 @@ const MAPPED: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
 #[inline(always)]
 fn halves(addr: &[u8; 16]) -> (u64, u64) {
     let high = u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]);
-    let low = u64::from_ne_bytes([addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15]]);
+    let low = u64::from_ne_bytes([
+        addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15],
+    ]);
     (high, low)
 }
 
@@ -99,7 +107,11 @@ pub fn fold_ports(key: &mut FlowKey, ephemeral_port: u32) {
 /// Direction of a connection nobody saw being opened: the end with the lower port is taken for the server.
 #[inline(always)]
 pub fn guess_direction(local_port: u16, remote_port: u16) -> u8 {
-    if local_port < remote_port { direction::INCOMING } else { direction::OUTGOING }
+    if local_port < remote_port {
+        direction::INCOMING
+    } else {
+        direction::OUTGOING
+    }
 }
 
 #[cfg(test)]
@@ -121,12 +133,21 @@ mod tests {
     }
 
     #[test]
-    fn written_includes_unsent_but_not_fin() {
-        assert_eq!(bytes_written(100, 0, 50, 50, state::ESTABLISHED), 100);
-        assert_eq!(bytes_written(150, 50, 50, 50, state::ESTABLISHED), 100);
-        assert_eq!(bytes_written(100, 0, 70, 50, state::ESTABLISHED), 120);
-        assert_eq!(bytes_written(100, 0, 71, 50, state::FIN_WAIT1), 120);
-        assert_eq!(bytes_written(100, 0, 10, u32::MAX - 9, state::ESTABLISHED), 120);
+    fn written_counts_neither_syn_nor_fin() {
+        // Accepting side: 100 acknowledged, 20 queued.
+        assert_eq!(bytes_written(100, 50, 70, state::ESTABLISHED, false), 120);
+        // Connecting side: the SYN was acknowledged too.
+        assert_eq!(bytes_written(101, 50, 50, state::ESTABLISHED, true), 100);
+        // FIN queued behind 20 bytes; FIN acknowledged.
+        assert_eq!(bytes_written(100, 50, 71, state::FIN_WAIT1, false), 120);
+        assert_eq!(bytes_written(121, 71, 71, state::FIN_WAIT2, false), 120);
+        // Sequence wrap, and more than 4 GiB.
+        assert_eq!(
+            bytes_written(5_000_000_000, u32::MAX - 9, 10, state::ESTABLISHED, false),
+            5_000_000_020
+        );
+        // Nothing written.
+        assert_eq!(bytes_written(1, 50, 51, state::FIN_WAIT1, true), 0);
     }
 
     #[test]
@@ -148,15 +169,27 @@ mod tests {
 
     #[test]
     fn folds_only_the_client_side() {
-        let mut key = FlowKey { direction: direction::OUTGOING, ..Default::default() };
+        let mut key = FlowKey {
+            direction: direction::OUTGOING,
+            ..Default::default()
+        };
         key.tuple.local_port = 40_000;
         key.tuple.remote_port = 50_000;
         fold_ports(&mut key, 10_001);
-        assert_eq!((key.tuple.local_port, key.tuple.remote_port, key.folded), (0, 50_000, folded::LOCAL));
-        let mut key = FlowKey { direction: direction::INCOMING, ..Default::default() };
+        assert_eq!(
+            (key.tuple.local_port, key.tuple.remote_port, key.folded),
+            (0, 50_000, folded::LOCAL)
+        );
+        let mut key = FlowKey {
+            direction: direction::INCOMING,
+            ..Default::default()
+        };
         key.tuple.local_port = 40_000;
         key.tuple.remote_port = 9_000;
         fold_ports(&mut key, 10_001);
-        assert_eq!((key.tuple.local_port, key.tuple.remote_port, key.folded), (40_000, 9_000, 0));
+        assert_eq!(
+            (key.tuple.local_port, key.tuple.remote_port, key.folded),
+            (40_000, 9_000, 0)
+        );
     }
 }

@@ -81,7 +81,10 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         error,
     };
     let works = report.error.is_none()
-        && report.features.iter().all(|f| f.state != State::Off || f.reason == NOT_IN_THIS_BUILD);
+        && report
+            .features
+            .iter()
+            .all(|f| f.state != State::Off || f.reason == NOT_IN_THIS_BUILD);
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

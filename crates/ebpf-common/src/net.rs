@@ -8,7 +8,7 @@ use core::mem::size_of;
 pub const ABSENT: u32 = u32::MAX;
 
 /// Connections sampled per run of the sampling program.
-pub const SAMPLES_PER_RUN: usize = 64;
+pub const SAMPLES_PER_RUN: usize = 32;
 
 /// Flow direction codes.
 pub mod direction {
@@ -57,42 +57,37 @@ pub mod event {
 /// Version of all event layouts; a reader refuses others.
 pub const EVENT_VERSION: u16 = 1;
 
-/// Indices into the per-CPU statistics array; all count events since load.
+/// Indices into the per-CPU statistics array; all count events since load. What is handed on is counted by user space
+/// when it arrives there.
 pub mod stat {
     /// TCP connection ends that ended.
     pub const TCP_ENTERED: u32 = 0;
-    /// Closed connection ends added to the aggregation map.
-    pub const TCP_AGGREGATED: u32 = 1;
-    /// Closed connection ends sent as an event.
-    pub const TCP_EVENTS: u32 = 2;
     /// Skipped: an end on a loopback address while loopback is not reported.
-    pub const TCP_SKIP_LOOPBACK: u32 = 3;
+    pub const TCP_SKIP_LOOPBACK: u32 = 1;
     /// Skipped: the handshake never completed.
-    pub const TCP_SKIP_NOT_ESTABLISHED: u32 = 4;
+    pub const TCP_SKIP_NOT_ESTABLISHED: u32 = 2;
     /// Skipped: opened before the agent and already closing when it started.
-    pub const TCP_SKIP_PREDATES: u32 = 5;
+    pub const TCP_SKIP_PREDATES: u32 = 3;
     /// Skipped: IPv6 while `ipv6_disabled`.
-    pub const TCP_SKIP_IPV6: u32 = 6;
+    pub const TCP_SKIP_IPV6: u32 = 4;
     /// Lost: aggregation map and ring buffer both full.
-    pub const TCP_LOST_FULL: u32 = 7;
+    pub const TCP_LOST_FULL: u32 = 5;
     /// A connection could not be tracked because the connection map is full (it is still counted at its close).
-    pub const TCP_CONN_MAP_FULL: u32 = 8;
+    pub const TCP_CONN_MAP_FULL: u32 = 6;
     /// Datagrams seen at UDP sockets.
-    pub const UDP_ENTERED: u32 = 9;
-    /// Datagrams added to the aggregation map.
-    pub const UDP_AGGREGATED: u32 = 10;
-    /// Datagrams sent as an event because the map was full.
-    pub const UDP_EVENTS: u32 = 11;
+    pub const UDP_ENTERED: u32 = 7;
     /// Skipped: loopback.
-    pub const UDP_SKIP_LOOPBACK: u32 = 12;
+    pub const UDP_SKIP_LOOPBACK: u32 = 8;
     /// Skipped: IPv6 while `ipv6_disabled`.
-    pub const UDP_SKIP_IPV6: u32 = 13;
+    pub const UDP_SKIP_IPV6: u32 = 9;
     /// Skipped: the receive queue was full, the process never gets the datagram (taken back from its flow).
-    pub const UDP_SKIP_RCVBUF: u32 = 14;
+    pub const UDP_SKIP_RCVBUF: u32 = 10;
     /// Lost: map and ring buffer both full.
-    pub const UDP_LOST_FULL: u32 = 15;
+    pub const UDP_LOST_FULL: u32 = 11;
+    /// State changes handled by the second program because the first was busy on that CPU.
+    pub const TCP_NESTED: u32 = 12;
     /// Number of counters.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 13;
 }
 
 /// Both ends of a socket.
@@ -207,7 +202,11 @@ pub struct Conn {
     /// 1 if the connection is older than its entry: its establishment is not counted.
     pub adopted: u8,
     /// Zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 2],
+    /// Thread group id of the process that accepted and then forked, 0 if none did.
+    pub forker_pid: u32,
+    /// The forker's voluntary context switches at that time.
+    pub forker_nvcsw: u64,
 }
 
 /// One connection's turn in the sampling program.
@@ -378,12 +377,12 @@ pub struct SockOwner {
     pub comm: [u8; 16],
 }
 
-/// Last datagram a CPU handed to a socket, to take it back if the receive queue turns out to be full.
+/// The datagram a CPU is handing to a socket, to take it back if the receive queue turns out to be full.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpLast {
-    /// Address of the socket, 0 if none.
-    pub sk: u64,
+    /// 1 while the rest is valid.
+    pub valid: u64,
     /// Payload bytes.
     pub bytes: u64,
     /// Datagrams.
@@ -392,6 +391,16 @@ pub struct UdpLast {
     pub map: u64,
     /// Key.
     pub key: UdpKey,
+}
+
+/// A connection that a process accepted last, or that a forked child inherited; keyed by thread group id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Address of the socket.
+    pub sk: u64,
+    /// [`Conn::id`].
+    pub id: u64,
 }
 
 /// Settings that may change while programs run; one entry of an array map.
@@ -432,6 +441,8 @@ pub struct NetOffsets {
     pub netns_inum: u32,
     /// `sock_common.skc_state` (u8)
     pub state: u32,
+    /// `sock_common.skc_refcnt` (int)
+    pub refcnt: u32,
     /// `sock.sk_protocol` (u16)
     pub protocol: u32,
     /// `sock.sk_lock.owned` (int)
@@ -446,10 +457,10 @@ pub struct NetOffsets {
     pub sock_done_bit: u32,
     /// `inet_sock.inet_sport` (be16)
     pub sport: u32,
-    /// `tcp_sock.bytes_sent` (u64)
-    pub bytes_sent: u32,
-    /// `tcp_sock.bytes_retrans` (u64)
-    pub bytes_retrans: u32,
+    /// `tcp_sock.bytes_acked` (u64)
+    pub bytes_acked: u32,
+    /// `tcp_sock.snd_una` (u32)
+    pub snd_una: u32,
     /// `tcp_sock.bytes_received` (u64)
     pub bytes_received: u32,
     /// `tcp_sock.total_retrans` (u32)
@@ -464,14 +475,14 @@ pub struct NetOffsets {
     pub copied_seq: u32,
     /// `tcp_sock.write_seq` (u32)
     pub write_seq: u32,
-    /// `tcp_sock.snd_nxt` (u32)
-    pub snd_nxt: u32,
     /// `task_struct.group_leader`
     pub group_leader: u32,
     /// `task_struct.comm`
     pub comm: u32,
     /// `task_struct.tgid` (u32)
     pub tgid: u32,
+    /// `task_struct.nvcsw` (unsigned long)
+    pub nvcsw: u32,
     /// `task_struct.files`
     pub files: u32,
     /// `files_struct.fdt`
@@ -503,7 +514,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
     assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 144);
+    assert!(size_of::<Conn>() == 152);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
     assert!(size_of::<Adopt>() == 96);
@@ -516,14 +527,17 @@ const _: () = {
     assert!(size_of::<SockOwner>() == 24);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 32);
-    assert!(size_of::<NetOffsets>() == 40 * 4);
+    assert!(size_of::<NetOffsets>() == 41 * 4);
 };
 
 // === impl SampleBlock ===
 
 impl Default for SampleBlock {
     fn default() -> Self {
-        Self { count: 0, samples: [Sample::default(); SAMPLES_PER_RUN] }
+        Self {
+            count: 0,
+            samples: [Sample::default(); SAMPLES_PER_RUN],
+        }
     }
 }
 
@@ -540,6 +554,7 @@ impl NetOffsets {
         net: ABSENT,
         netns_inum: ABSENT,
         state: ABSENT,
+        refcnt: ABSENT,
         protocol: ABSENT,
         lock_owned: ABSENT,
         flags: ABSENT,
@@ -547,8 +562,8 @@ impl NetOffsets {
         sock_dead_bit: ABSENT,
         sock_done_bit: ABSENT,
         sport: ABSENT,
-        bytes_sent: ABSENT,
-        bytes_retrans: ABSENT,
+        bytes_acked: ABSENT,
+        snd_una: ABSENT,
         bytes_received: ABSENT,
         total_retrans: ABSENT,
         srtt_us: ABSENT,
@@ -556,10 +571,10 @@ impl NetOffsets {
         rcv_nxt: ABSENT,
         copied_seq: ABSENT,
         write_seq: ABSENT,
-        snd_nxt: ABSENT,
         group_leader: ABSENT,
         comm: ABSENT,
         tgid: ABSENT,
+        nvcsw: ABSENT,
         files: ABSENT,
         fdt: ABSENT,
         fd_array: ABSENT,
@@ -588,5 +603,18 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )* };
     }
-    pod!(Adopt, Conn, FlowKey, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, Tuple, UdpAgg, UdpKey, UdpLast);
+    pod!(
+        Adopt,
+        Conn,
+        FlowKey,
+        NetConfig,
+        NetOffsets,
+        SampleBlock,
+        SockOwner,
+        TcpAgg,
+        Tuple,
+        UdpAgg,
+        UdpKey,
+        UdpLast
+    );
 }

@@ -51,6 +51,8 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 /// Anonymous members and typedef chains are followed no deeper than this.
@@ -160,6 +162,19 @@ impl KernelTypes {
     #[must_use]
     pub fn has_struct(&self, name: &str) -> bool {
         self.structs.contains_key(name)
+    }
+
+    /// Number of parameters of a kernel function, `None` if the kernel has no such function.
+    #[must_use]
+    pub fn parameters(&self, function: &str) -> Option<usize> {
+        (1..self.types.len()).find_map(|id| {
+            let (at, kind, _) = self.record(u32::try_from(id).ok()?)?;
+            if kind != KIND_FUNC || self.string(u32_at(&self.data, at)?) != function {
+                return None;
+            }
+            let (_, kind, parameters) = self.record(u32_at(&self.data, at + 8)?)?;
+            (kind == KIND_FUNC_PROTO).then_some(parameters)
+        })
     }
 
     /// Value of an enumerator, by its name alone.
@@ -285,5 +300,7 @@ mod tests {
         assert_eq!(types.offset("sk_buff", "cloned"), None);
         assert_eq!(types.offset("sock", "no_such_member"), None);
         assert_eq!(types.enumerator("SOCK_DONE"), Some(1));
+        assert!(matches!(types.parameters("inet_csk_accept"), Some(2 | 4)));
+        assert_eq!(types.parameters("no_such_function"), None);
     }
 }

@@ -11,10 +11,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, KProbe, Program, RawTracePoint,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, FExit, KProbe, Program, RawTracePoint,
         RawTracePointRunOptions, TestRun as _,
     },
 };
@@ -28,6 +28,9 @@ use super::{
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_net"));
+
+/// Programs without a hook, run by user space.
+const ON_DEMAND: &[&str] = &["tcp_sample", "adopt_socket"];
 
 /// TCP connection accounting.
 pub const TCP: &str = "ebpf-net/tcp";
@@ -91,11 +94,21 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         .map_max_entries("EVENTS", options.ring_buffer_size)
         .load(OBJECT)
         .context("cannot make the maps of ebpf-net; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
+    // Before anything is attached: the first event finds the settings.
+    {
+        let map = ebpf
+            .map_mut("CONFIG")
+            .ok_or_else(|| anyhow!("object has no map CONFIG"))?;
+        Array::<_, NetConfig>::try_from(map)?
+            .set(0, config, 0)
+            .context("cannot write the settings of ebpf-net")?;
+    }
     let mut loader = Attach {
         ebpf: &mut ebpf,
         offsets: &offsets,
         missing: &missing,
         refuse: &options.refuse,
+        types: &types,
     };
     loader.tcp(capabilities);
     loader.udp(capabilities);
@@ -114,7 +127,7 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         };
         maps.insert(name, data);
     }
-    let mut object = NetObject {
+    Ok(NetObject {
         config: Array::try_from(take(&mut ebpf, "CONFIG")?)?,
         samples: Array::try_from(take(&mut ebpf, "SAMPLES")?)?,
         adopt: Array::try_from(take(&mut ebpf, "ADOPT")?)?,
@@ -122,9 +135,7 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         events: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
         maps,
         ebpf,
-    };
-    object.set_config(config)?;
-    Ok(object)
+    })
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Map> {
@@ -142,6 +153,26 @@ impl NetObject {
         self.config
             .set(0, config, 0)
             .context("cannot write the settings of ebpf-net")
+    }
+
+    /// Detaches every hook; maps and the programs run on demand stay.
+    pub fn detach(&mut self) {
+        for (name, program) in self.ebpf.programs_mut() {
+            if ON_DEMAND.contains(&name) || program.fd().is_err() {
+                continue;
+            }
+            let unloaded = match program {
+                Program::RawTracePoint(program) => program.unload(),
+                Program::CgroupSkb(program) => program.unload(),
+                Program::CgroupSock(program) => program.unload(),
+                Program::FExit(program) => program.unload(),
+                Program::KProbe(program) => program.unload(),
+                _ => Ok(()),
+            };
+            if let Err(error) = unloaded {
+                tracing::warn!(program = name, %error, "Cannot detach a program; it ends with this process");
+            }
+        }
     }
 
     /// Runs the sampling program over `block`.
@@ -246,6 +277,7 @@ struct Attach<'a> {
     offsets: &'a NetOffsets,
     missing: &'a [&'static str],
     refuse: &'a [String],
+    types: &'a KernelTypes,
 }
 
 impl Attach<'_> {
@@ -257,13 +289,12 @@ impl Attach<'_> {
             o.dport,
             o.protocol,
             o.sport,
-            o.bytes_sent,
-            o.bytes_retrans,
+            o.bytes_acked,
+            o.snd_una,
             o.bytes_received,
             o.rcv_nxt,
             o.copied_seq,
             o.write_seq,
-            o.snd_nxt,
             o.flags,
             o.sock_dead_bit,
             o.sock_done_bit,
@@ -278,12 +309,16 @@ impl Attach<'_> {
             }
             return;
         }
-        // Both ends of the story are needed: without the second, entries of connections closed under a process stay.
+        // All three are needed: the nested one sees what interrupts the first; without the last, entries of connections
+        // that end in a process's hands would stay.
         let hooked = self
-            .raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock"))
-            .and_then(|()| self.raw_tracepoint("tcp_state", Some("inet_sock_set_state")));
+            .raw_tracepoint("tcp_state", Some("inet_sock_set_state"))
+            .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")))
+            .and_then(|()| self.raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock")));
         match hooked {
-            Ok(()) if self.missing.is_empty() => capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock"),
+            Ok(()) if self.missing.is_empty() => {
+                capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock")
+            }
             Ok(()) => capabilities.degraded(
                 TCP,
                 "raw tracepoints inet_sock_set_state, tcp_destroy_sock",
@@ -304,24 +339,66 @@ impl Attach<'_> {
             Ok(()) => capabilities.on(TCP_OLDER, "pidfd_getfd and program run on demand"),
             Err(error) => capabilities.off(TCP_OLDER, reason(&error)),
         }
-        let probe = self.kretprobe("accept_return", "inet_csk_accept");
-        match probe {
-            Ok(()) => capabilities.on(TCP_OWNER, "kretprobe inet_csk_accept"),
-            Err(first) => match self.raw_tracepoint("accept_syscall", Some("sys_exit")) {
-                Ok(()) => capabilities.degraded(
-                    TCP_OWNER,
-                    "raw tracepoint sys_exit",
-                    format!(
-                        "accept through io_uring is named at close only; kretprobe: {}",
-                        reason(&first)
-                    ),
-                ),
-                Err(second) => capabilities.degraded(
-                    TCP_OWNER,
-                    "close and descriptor scan",
-                    format!("kretprobe: {}; sys_exit: {}", reason(&first), reason(&second)),
-                ),
-            },
+        self.owner(capabilities);
+    }
+
+    /// The accepting process: by return of the accept function, else by the system call.
+    fn owner(&mut self, capabilities: &mut Capabilities) {
+        let mut refusals = Vec::new();
+        let mut hook = None;
+        match self.types.parameters("inet_csk_accept") {
+            Some(count @ (2 | 4)) => {
+                let name = if count == 2 { "accept_exit_2" } else { "accept_exit_4" };
+                match self.fexit(name, "inet_csk_accept") {
+                    Ok(()) => hook = Some(("fexit inet_csk_accept", "")),
+                    Err(error) => refusals.push(format!("fexit: {}", reason(&error))),
+                }
+            }
+            other => refusals.push(format!("fexit: inet_csk_accept has {other:?} parameters")),
+        }
+        let fallbacks: [(&str, &str, &str); 2] = [
+            (
+                "accept_syscall",
+                "raw tracepoint sys_exit",
+                "accept through io_uring is named at close only",
+            ),
+            (
+                "accept_return",
+                "kretprobe inet_csk_accept",
+                "with many processes blocked in accept some are named at close only",
+            ),
+        ];
+        for (program, label, limit) in fallbacks {
+            if hook.is_some() {
+                break;
+            }
+            let attached = if program == "accept_return" {
+                self.kretprobe(program, "inet_csk_accept")
+            } else {
+                self.raw_tracepoint(program, Some("sys_exit"))
+            };
+            match attached {
+                Ok(()) => hook = Some((label, limit)),
+                Err(error) => refusals.push(format!("{program}: {}", reason(&error))),
+            }
+        }
+        let forks = self
+            .raw_tracepoint("process_fork", Some("sched_process_fork"))
+            .and_then(|()| self.raw_tracepoint("process_exec", Some("sched_process_exec")));
+        let fork_limit = forks
+            .err()
+            .map(|error| format!("children of forking servers: {}", reason(&error)));
+        let (label, limit) = hook.unwrap_or((
+            "close and descriptor scan",
+            "accepting processes are named at close only",
+        ));
+        if limit.is_empty() && fork_limit.is_none() {
+            capabilities.on(TCP_OWNER, label);
+        } else {
+            let mut reasons: Vec<String> = (!limit.is_empty()).then(|| limit.to_owned()).into_iter().collect();
+            reasons.extend(refusals);
+            reasons.extend(fork_limit);
+            capabilities.degraded(TCP_OWNER, label, reasons.join("; "));
         }
     }
 
@@ -391,6 +468,14 @@ impl Attach<'_> {
                 .attach(tracepoint)
                 .with_context(|| format!("tracepoint {tracepoint}"))?;
         }
+        Ok(())
+    }
+
+    fn fexit(&mut self, name: &str, function: &str) -> anyhow::Result<()> {
+        let types = Btf::from_sys_fs()?;
+        let program: &mut FExit = self.program(name)?;
+        program.load(function, &types)?;
+        program.attach().with_context(|| format!("function {function}"))?;
         Ok(())
     }
 

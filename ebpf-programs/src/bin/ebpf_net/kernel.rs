@@ -68,29 +68,32 @@ pub(crate) fn read_netns(sk: u64) -> u32 {
     read(net, off.netns_inum)
 }
 
-/// The kernel's own accounting of a TCP socket; `state` is the TCP state the counters belong to.
+/// The kernel's own accounting of a TCP socket.
+///
+/// `state` is the TCP state the counters belong to; `None` reads it, for a socket that is in use meanwhile. The order of
+/// the reads makes a concurrent change show as too little, which the next reading makes good, never as too much.
 #[inline(always)]
-pub(crate) fn read_counters(sk: u64, state: u32) -> TcpCounters {
+pub(crate) fn read_counters(sk: u64, state: Option<u32>, connecting_side: bool) -> TcpCounters {
     let off = offsets();
+    let received: u64 = read(sk, off.bytes_received);
+    let rcv_nxt: u32 = read(sk, off.rcv_nxt);
+    let copied_seq: u32 = read(sk, off.copied_seq);
     let flags: u64 = read(sk, off.flags);
-    let fin_received = off.sock_done_bit < 64 && flags & (1 << (off.sock_done_bit & 63)) != 0;
+    let fin_received = flags & (1 << (off.sock_done_bit & 63)) != 0;
+    let acked: u64 = read(sk, off.bytes_acked);
+    let snd_una: u32 = read(sk, off.snd_una);
+    let write_seq: u32 = read(sk, off.write_seq);
     let srtt: u32 = read(sk, off.srtt_us);
     let mdev: u32 = read(sk, off.mdev_us);
+    let retransmits: u32 = read(sk, off.total_retrans);
+    let state = match state {
+        Some(state) => state,
+        None => read::<u8>(sk, off.state) as u32,
+    };
     TcpCounters {
-        read: bytes_read(
-            read(sk, off.bytes_received),
-            read(sk, off.rcv_nxt),
-            read(sk, off.copied_seq),
-            fin_received,
-        ),
-        written: bytes_written(
-            read(sk, off.bytes_sent),
-            read(sk, off.bytes_retrans),
-            read(sk, off.write_seq),
-            read(sk, off.snd_nxt),
-            state,
-        ),
-        retransmits: read(sk, off.total_retrans),
+        read: bytes_read(received, rcv_nxt, copied_seq, fin_received),
+        written: bytes_written(acked, snd_una, write_seq, state, connecting_side),
+        retransmits,
         rtt_us: srtt >> 3,
         rtt_var_us: mdev >> 2,
         state,
@@ -128,19 +131,30 @@ pub(crate) fn current_process() -> (u32, [u8; 16]) {
     (pid, leader_comm(off.group_leader, off.comm))
 }
 
+/// Voluntary context switches of the current task.
+#[inline(always)]
+pub(crate) fn voluntary_switches(task: u64) -> u64 {
+    read(task, offsets().nvcsw)
+}
+
+/// Address of the current `task_struct`.
+#[inline(always)]
+pub(crate) fn current_task() -> u64 {
+    // SAFETY: takes no argument.
+    unsafe { generated::bpf_get_current_task() }
+}
+
 /// As [`current_process`], for program types without the pid helper.
 #[inline(always)]
 pub(crate) fn current_process_by_task() -> (u32, [u8; 16]) {
     let off = offsets();
-    // SAFETY: takes no argument.
-    let task = unsafe { generated::bpf_get_current_task() };
+    let task = current_task();
     (read(task, off.tgid), leader_comm(off.group_leader, off.comm))
 }
 
 #[inline(always)]
 fn leader_comm(group_leader: u32, comm: u32) -> [u8; 16] {
-    // SAFETY: takes no argument.
-    let task = unsafe { generated::bpf_get_current_task() };
+    let task = current_task();
     let leader: u64 = read(task, group_leader);
     read(leader, comm)
 }
@@ -154,8 +168,7 @@ pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
 #[inline(always)]
 pub(crate) fn sock_of_fd(fd: u32) -> u64 {
     let off = offsets();
-    // SAFETY: takes no argument.
-    let task = unsafe { generated::bpf_get_current_task() };
+    let task = current_task();
     let files: u64 = read(task, off.files);
     let fdt: u64 = read(files, off.fdt);
     if fd >= read::<u32>(fdt, off.max_fds) {

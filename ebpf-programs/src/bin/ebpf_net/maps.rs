@@ -5,7 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::net::{
-    Adopt, Conn, FlowKey, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey, UdpLast, stat,
+    Adopt, Conn, FlowKey, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey, UdpLast,
+    stat,
 };
 
 /// Kernel member offsets; filled before load, constant for the verifier.
@@ -14,22 +15,34 @@ static OFFSETS: NetOffsets = NetOffsets::UNKNOWN;
 
 /// Open TCP connection ends by `struct sock` address.
 #[map]
-pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(262_144, 0);
+pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(131_072, 0);
 /// Closed connections by flow, written while `active` is 0.
 #[map]
-pub(crate) static TCP_AGG_0: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(32_768, 0);
+pub(crate) static TCP_AGG_0: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(16_384, 0);
 /// Closed connections by flow, written while `active` is 1.
 #[map]
-pub(crate) static TCP_AGG_1: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(32_768, 0);
+pub(crate) static TCP_AGG_1: HashMap<FlowKey, TcpAgg> = HashMap::with_max_entries(16_384, 0);
 /// Datagrams by socket and peer, written while `active` is 0.
 #[map]
-pub(crate) static UDP_AGG_0: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(32_768, 0);
+pub(crate) static UDP_AGG_0: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(16_384, 0);
 /// Datagrams by socket and peer, written while `active` is 1.
 #[map]
-pub(crate) static UDP_AGG_1: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(32_768, 0);
+pub(crate) static UDP_AGG_1: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries(16_384, 0);
 /// Creator of each UDP socket by cookie. An evicted entry costs a name, never a count.
 #[map]
 pub(crate) static SOCK_OWNERS: LruHashMap<u64, SockOwner> = LruHashMap::with_max_entries(16_384, 0);
+/// Connection each process accepted last, while it has not forked since.
+#[map]
+pub(crate) static LAST_ACCEPT: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
+/// Connection each forked child was made for.
+#[map]
+pub(crate) static INHERITED: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
+/// How many state changes the first program has finished on this CPU, and the second has seen finished.
+#[map]
+pub(crate) static STATE_RUNS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+/// The socket whose connection was counted in last on this CPU.
+#[map]
+pub(crate) static LAST_FINISHED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

@@ -3,19 +3,25 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::bpf_ktime_get_ns,
-    macros::{kretprobe, raw_tracepoint},
+    macros::{fexit, kretprobe, raw_tracepoint},
     maps::HashMap,
-    programs::{RawTracePointContext, RetProbeContext},
+    programs::{FExitContext, RawTracePointContext, RetProbeContext},
 };
 use ebpf_common::net::{
-    Conn, EVENT_VERSION, EventHead, FlowKey, NetConfig, SAMPLES_PER_RUN, Sample, TcpAgg, TcpCloseEvent, TcpCounters,
-    TcpSpillEvent, Tuple, direction, event, sample, stat,
+    Conn, EVENT_VERSION, EventHead, FlowKey, Inherited, NetConfig, SAMPLES_PER_RUN, Sample, TcpAgg, TcpCloseEvent,
+    TcpCounters, TcpSpillEvent, Tuple, direction, event, sample, stat,
 };
 use ebpf_programs::net::{fold_ports, guess_direction, is_loopback, is_v4, state};
 
 use crate::{
-    kernel::{atomic_add, current_process, has_unread, is_orphan, owned_by_current, read, read_counters, read_tuple, sock_of_fd},
-    maps::{ADOPT, CONNS, EVENTS, SAMPLES, TCP_AGG_0, TCP_AGG_1, config, count, offsets},
+    kernel::{
+        atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current, read, read_counters,
+        read_tuple, sock_of_fd, voluntary_switches,
+    },
+    maps::{
+        ADOPT, CONNS, EVENTS, INHERITED, LAST_ACCEPT, LAST_FINISHED, SAMPLES, STATE_RUNS, TCP_AGG_0, TCP_AGG_1, config,
+        count, offsets,
+    },
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -24,11 +30,40 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
+    state_changed(&ctx);
+    if let Some(runs) = STATE_RUNS.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot; a softirq in between has finished its own addition.
+        unsafe { (*runs)[0] = (*runs)[0].wrapping_add(1) };
+    }
+    0
+}
+
+/// The same hook again, after `tcp_state`. Kernels since 5.15 or so skip a program that is already running on the CPU: a
+/// softirq's state change that interrupts `tcp_state` in a process is handled here. What is handled twice because of an
+/// interrupt between the two has no effect the second time.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn tcp_state_nested(ctx: RawTracePointContext) -> i32 {
+    let Some(runs) = STATE_RUNS.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's slot.
+    let runs = unsafe { &mut *runs };
+    if runs[0] != runs[1] {
+        runs[1] = runs[0];
+        return 0;
+    }
+    count(stat::TCP_NESTED, 1);
+    state_changed(&ctx);
+    0
+}
+
+#[inline(always)]
+fn state_changed(ctx: &RawTracePointContext) {
     let sk: u64 = ctx.arg(0);
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
     let (old, new) = (old as u32, new as u32);
-    let Some(config) = config() else { return 0 };
+    let Some(config) = config() else { return };
     match new {
         state::SYN_SENT => connecting(sk, config),
         state::ESTABLISHED => established(sk, old, config),
@@ -36,7 +71,6 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
         state::CLOSE => closed(sk, old, config),
         _ => {}
     }
-    0
 }
 
 /// `tcp_destroy_sock(struct sock *sk)`: the end of a socket that reached CLOSE in a process's hands.
@@ -56,7 +90,27 @@ pub(crate) fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Return of `inet_csk_accept`: the accepted socket, in the accepting process. Sees io_uring too.
+/// Return of `inet_csk_accept(sk, arg)` (6.10 and later), in the accepting process. Sees io_uring too.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_exit_2(ctx: FExitContext) -> i32 {
+    let sk: u64 = ctx.arg(2);
+    if sk != 0 {
+        accepted(sk);
+    }
+    0
+}
+
+/// Return of `inet_csk_accept(sk, flags, err, kern)` (before 6.10).
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_exit_4(ctx: FExitContext) -> i32 {
+    let sk: u64 = ctx.arg(4);
+    if sk != 0 {
+        accepted(sk);
+    }
+    0
+}
+
+/// The same by kretprobe. A process blocked in accept holds one of few return slots, so some returns are missed.
 #[kretprobe]
 pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
     let sk: u64 = ctx.ret();
@@ -81,6 +135,56 @@ pub(crate) fn accept_syscall(ctx: RawTracePointContext) -> i32 {
         let sk = sock_of_fd(ret as u32);
         if sk != 0 {
             accepted(sk);
+        }
+    }
+    0
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: a process that forks right after it
+/// accepted a connection made the child to serve it.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
+    let (parent, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let off = offsets();
+    let (parent_pid, child_pid): (u32, u32) = (read(parent, off.tgid), read(child, off.tgid));
+    // A thread, or a process that accepted nothing since its last fork.
+    if parent_pid == child_pid {
+        return 0;
+    }
+    let Some(inherited) = LAST_ACCEPT.get_ptr(parent_pid) else {
+        return 0;
+    };
+    // SAFETY: a live map value of integers.
+    let inherited = unsafe { *inherited };
+    let _ = LAST_ACCEPT.remove(parent_pid);
+    let Some(conn) = CONNS.get_ptr_mut(inherited.sk) else {
+        return 0;
+    };
+    // SAFETY: a live map value.
+    let conn = unsafe { &mut *conn };
+    if conn.id == inherited.id && conn.owner_pid == parent_pid && conn.closer_pid == 0 {
+        conn.forker_pid = parent_pid;
+        conn.forker_nvcsw = voluntary_switches(parent);
+        conn.owner_pid = child_pid;
+        let _ = INHERITED.insert(child_pid, &inherited, BPF_ANY as u64);
+    }
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`: the process has a new name.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    let (pid, comm) = current_process();
+    let Some(inherited) = INHERITED.get_ptr(pid) else {
+        return 0;
+    };
+    // SAFETY: a live map value of integers.
+    let inherited = unsafe { *inherited };
+    if let Some(conn) = CONNS.get_ptr_mut(inherited.sk) {
+        // SAFETY: a live map value.
+        let conn = unsafe { &mut *conn };
+        if conn.id == inherited.id && conn.owner_pid == pid {
+            conn.owner_comm = comm;
         }
     }
     0
@@ -144,7 +248,7 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         adopt.id = conn.id;
         return 0;
     }
-    let counters = read_counters(sk, state);
+    let counters = read_counters(sk, Some(state), false);
     let now = now();
     let conn = Conn {
         id: now,
@@ -164,8 +268,14 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-const NO_COUNTERS: TcpCounters =
-    TcpCounters { read: 0, written: 0, retransmits: 0, rtt_us: 0, rtt_var_us: 0, state: 0 };
+const NO_COUNTERS: TcpCounters = TcpCounters {
+    read: 0,
+    written: 0,
+    retransmits: 0,
+    rtt_us: 0,
+    rtt_var_us: 0,
+    state: 0,
+};
 
 const EMPTY: Conn = Conn {
     id: 0,
@@ -184,7 +294,9 @@ const EMPTY: Conn = Conn {
     closer_comm: [0; 16],
     direction: 0,
     adopted: 0,
-    _pad: [0; 6],
+    _pad: [0; 2],
+    forker_pid: 0,
+    forker_nvcsw: 0,
 };
 
 #[inline(always)]
@@ -214,10 +326,22 @@ fn connecting(sk: u64, config: &NetConfig) {
             // Disconnected and connected again: the socket outlived its connection.
             let counters = conn.at_close;
             finish(sk, conn, counters, config);
+        } else if conn.established_ns == 0 {
+            // Seen already, see `tcp_state_nested`.
+            return;
         }
     }
     let (owner_pid, owner_comm) = current_process();
-    insert(sk, &Conn { id: now(), owner_pid, owner_comm, direction: direction::OUTGOING, ..EMPTY });
+    insert(
+        sk,
+        &Conn {
+            id: now(),
+            owner_pid,
+            owner_comm,
+            direction: direction::OUTGOING,
+            ..EMPTY
+        },
+    );
 }
 
 /// The handshake completed, in softirq.
@@ -225,10 +349,21 @@ fn connecting(sk: u64, config: &NetConfig) {
 fn established(sk: u64, old: u32, config: &NetConfig) {
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map value; this state change happens once per connection.
-        unsafe { (*conn).established_ns = now() };
+        let conn = unsafe { &mut *conn };
+        if conn.established_ns == 0 {
+            conn.established_ns = now();
+        }
     } else if old == state::SYN_RECV || old == state::SYN_SENT {
         // From a listener, or connecting since before the programs were attached.
-        opened(sk, if old == state::SYN_RECV { direction::INCOMING } else { direction::OUTGOING }, config);
+        opened(
+            sk,
+            if old == state::SYN_RECV {
+                direction::INCOMING
+            } else {
+                direction::OUTGOING
+            },
+            config,
+        );
     }
 }
 
@@ -240,7 +375,15 @@ fn opened(sk: u64, direction: u8, config: &NetConfig) {
         return;
     }
     let now = now();
-    insert(sk, &Conn { id: now, established_ns: now, direction, ..EMPTY });
+    insert(
+        sk,
+        &Conn {
+            id: now,
+            established_ns: now,
+            direction,
+            ..EMPTY
+        },
+    );
 }
 
 #[inline(always)]
@@ -256,10 +399,10 @@ fn accepted(sk: u64) {
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         let (pid, comm) = current_process();
         // SAFETY: a live map value; accept happens once per connection.
-        unsafe {
-            (*conn).owner_comm = comm;
-            (*conn).owner_pid = pid;
-        }
+        let conn = unsafe { &mut *conn };
+        conn.owner_comm = comm;
+        conn.owner_pid = pid;
+        let _ = LAST_ACCEPT.insert(pid, &Inherited { sk, id: conn.id }, BPF_ANY as u64);
     }
 }
 
@@ -279,12 +422,16 @@ fn note_closer(sk: u64) {
         return;
     }
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
-        let (pid, comm) = current_process();
         // SAFETY: a live map value, and the socket lock is held.
-        unsafe {
-            (*conn).closer_comm = comm;
-            (*conn).closer_pid = pid;
+        let conn = unsafe { &mut *conn };
+        let (pid, comm) = current_process();
+        // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
+        // anything since the fork.
+        if conn.forker_pid == pid && conn.forker_nvcsw == voluntary_switches(current_task()) {
+            return;
         }
+        conn.closer_comm = comm;
+        conn.closer_pid = pid;
     }
 }
 
@@ -301,7 +448,10 @@ fn closed(sk: u64, old: u32, config: &NetConfig) {
     };
     // SAFETY: a live map value: only the end of this socket removes it.
     let conn = unsafe { &mut *conn };
-    let counters = read_counters(sk, old);
+    if conn.closed_ns != 0 {
+        return;
+    }
+    let counters = read_counters(sk, Some(old), conn.direction == direction::OUTGOING);
     if is_orphan(sk) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(sk)) {
         if conn.established_ns != 0 {
             note_closer(sk);
@@ -318,7 +468,8 @@ fn closed(sk: u64, old: u32, config: &NetConfig) {
 /// Counters of a closed connection now. A disconnect resets the socket's own, so the larger ones are right.
 #[inline(always)]
 fn latest(sk: u64, conn: &Conn) -> TcpCounters {
-    let mut counters = read_counters(sk, conn.at_close.state);
+    let connecting_side = conn.direction == direction::OUTGOING;
+    let mut counters = read_counters(sk, Some(conn.at_close.state), connecting_side);
     if counters.read < conn.at_close.read || counters.written < conn.at_close.written {
         counters = conn.at_close;
     }
@@ -333,13 +484,20 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
     unsafe { atomic_add(&raw mut conn.closing, 1) };
     // SAFETY: as above; volatile so that it is read after the mark was set.
     let slot = unsafe { core::ptr::read_volatile(&raw const conn.slot) };
+    if let Some(last) = LAST_FINISHED.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot.
+        unsafe { *last = sk };
+    }
     count(stat::TCP_ENTERED, 1);
     if conn.established_ns == 0 {
         count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
         let _ = CONNS.remove(sk);
         return;
     }
-    let mut key = FlowKey { direction: conn.direction, ..EMPTY_KEY };
+    let mut key = FlowKey {
+        direction: conn.direction,
+        ..EMPTY_KEY
+    };
     let comm = if conn.closer_pid != 0 {
         key.pid = conn.closer_pid;
         conn.closer_comm
@@ -359,9 +517,18 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
     }
 }
 
-/// A close without an entry (map full, or the hook was busy on that CPU): still counted whole, from the socket itself.
+/// A close without an entry because the connection map was full: still counted whole, from the socket itself.
 #[inline(always)]
 fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
+    if let Some(last) = LAST_FINISHED.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot.
+        let last = unsafe { &mut *last };
+        if *last == sk {
+            // Seen already, see `tcp_state_nested`.
+            *last = 0;
+            return;
+        }
+    }
     let mut key = EMPTY_KEY;
     if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
         return;
@@ -375,11 +542,19 @@ fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
     if owned_by_current(sk) {
         (key.pid, comm) = current_process();
     }
-    end(&mut key, &read_counters(sk, old), comm, 1, config);
+    key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
+    let counters = read_counters(sk, Some(old), key.direction == direction::OUTGOING);
+    end(&mut key, &counters, comm, 1, config);
 }
 
 const EMPTY_KEY: FlowKey = FlowKey {
-    tuple: Tuple { local: [0; 16], remote: [0; 16], local_port: 0, remote_port: 0, netns: 0 },
+    tuple: Tuple {
+        local: [0; 16],
+        remote: [0; 16],
+        local_port: 0,
+        remote_port: 0,
+        netns: 0,
+    },
     pid: 0,
     direction: direction::UNKNOWN,
     folded: 0,
@@ -446,8 +621,11 @@ fn send_close(
     // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
     unsafe {
         let event = entry.as_mut_ptr();
-        (*event).head =
-            EventHead { kind: event::TCP_CLOSE, version: EVENT_VERSION, len: size_of::<TcpCloseEvent>() as u32 };
+        (*event).head = EventHead {
+            kind: event::TCP_CLOSE,
+            version: EVENT_VERSION,
+            len: size_of::<TcpCloseEvent>() as u32,
+        };
         (*event).id = id;
         (*event).slot = slot;
         (*event).adopted = adopted;
@@ -456,7 +634,6 @@ fn send_close(
         (*event).comm = *comm;
     }
     entry.submit(flag);
-    count(stat::TCP_EVENTS, 1);
 }
 
 #[inline(always)]
@@ -464,7 +641,6 @@ fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established:
     let map: &HashMap<FlowKey, TcpAgg> = if config.active == 0 { &TCP_AGG_0 } else { &TCP_AGG_1 };
     if let Some(agg) = map.get_ptr_mut(key) {
         add(agg, counters, established);
-        count(stat::TCP_AGGREGATED, 1);
         return;
     }
     let agg = TcpAgg {
@@ -479,13 +655,11 @@ fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established:
         comm,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_ok() {
-        count(stat::TCP_AGGREGATED, 1);
         return;
     }
     // Another CPU made the entry meanwhile, or the map is full.
     if let Some(agg) = map.get_ptr_mut(key) {
         add(agg, counters, established);
-        count(stat::TCP_AGGREGATED, 1);
         return;
     }
     let flag = wake_flag(config);
@@ -496,13 +670,15 @@ fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established:
     // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
     unsafe {
         let event = entry.as_mut_ptr();
-        (*event).head =
-            EventHead { kind: event::TCP_SPILL, version: EVENT_VERSION, len: size_of::<TcpSpillEvent>() as u32 };
+        (*event).head = EventHead {
+            kind: event::TCP_SPILL,
+            version: EVENT_VERSION,
+            len: size_of::<TcpSpillEvent>() as u32,
+        };
         (*event).key = *key;
         (*event).agg = agg;
     }
     entry.submit(flag);
-    count(stat::TCP_EVENTS, 1);
 }
 
 #[inline(always)]
@@ -540,11 +716,17 @@ fn sample_one(one: &mut Sample) {
     }
     let off = offsets();
     let mut counters = if conn.closed_ns == 0 {
-        read_counters(one.sk, read::<u8>(one.sk, off.state) as u32)
+        read_counters(one.sk, None, conn.direction == direction::OUTGOING)
     } else {
         latest(one.sk, conn)
     };
     subtract_base(&mut counters, conn);
+    // The memory of a socket that is gone, or another one's by now: its end was missed.
+    if conn.closed_ns != 0
+        && (read::<u32>(one.sk, off.refcnt) == 0 || read::<u8>(one.sk, off.state) as u32 != state::CLOSE)
+    {
+        counters.state = state::CLOSE;
+    }
     one.counters = counters;
     if want_identity {
         read_tuple(one.sk, &mut one.tuple);
@@ -559,4 +741,3 @@ fn sample_one(one: &mut Sample) {
         }
     }
 }
-

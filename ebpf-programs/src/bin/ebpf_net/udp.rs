@@ -13,8 +13,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, SkBuffContext, SockContext},
 };
 use ebpf_common::net::{
-    EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpLast, UdpSpillEvent, direction, event,
-    stat,
+    EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpSpillEvent, direction, event, stat,
 };
 use ebpf_programs::net::{is_loopback, is_v4};
 
@@ -28,21 +27,15 @@ const IPPROTO_UDP: u8 = 17;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 const UDP_HEADER: u32 = 8;
 
-/// One datagram of a socket.
-struct Datagram {
-    key: UdpKey,
-    bytes: u64,
-    segments: u64,
-}
-
 /// Outgoing packets of sockets in the cgroup and below; in the sending process's context.
 #[cgroup_skb]
 pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
+    let mut key = UdpKey::default();
     if let Some(config) = config()
-        && let Some(datagram) = parse(&ctx, true)
-        && admit(&datagram, config)
+        && let Some(payload) = parse(&ctx, &mut key, true)
+        && admit(&key, payload, config)
     {
-        sent(&ctx, &datagram, config);
+        sent(&ctx, &key, payload, config);
     }
     ALLOW
 }
@@ -50,33 +43,42 @@ pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
 /// Packets about to be queued to sockets in the cgroup and below; in softirq.
 #[cgroup_skb]
 pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
+    let Some(last) = UDP_LAST.get_ptr_mut(0) else {
+        return ALLOW;
+    };
+    // SAFETY: this CPU's slot; softirqs do not nest.
+    let last = unsafe { &mut *last };
     if let Some(config) = config()
-        && let Some(datagram) = parse(&ctx, false)
-        && admit(&datagram, config)
+        && let Some(payload) = parse(&ctx, &mut last.key, false)
     {
-        delivered(&ctx, &datagram, config);
+        last.valid = 0;
+        if admit(&last.key, payload, config) {
+            last.bytes = payload.bytes;
+            last.datagrams = payload.segments;
+            last.map = config.active as u64;
+            last.valid = 1;
+            delivered(&ctx, &last.key, payload, config);
+        }
     }
     ALLOW
 }
 
 /// `udp_fail_queue_rcv_skb(int rc, struct sock *sk[, ...])`, right after the ingress hook on the same CPU.
 #[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
-pub(crate) fn udp_overflow(ctx: RawTracePointContext) -> i32 {
-    let sk: u64 = ctx.arg(1);
+pub(crate) fn udp_overflow(_ctx: RawTracePointContext) -> i32 {
     let Some(last) = UDP_LAST.get_ptr_mut(0) else { return 0 };
     // SAFETY: this CPU's slot; nothing else runs on it inside the softirq.
     let last = unsafe { &mut *last };
-    if last.sk != sk || sk == 0 {
+    if last.valid == 0 {
         return 0;
     }
-    last.sk = 0;
+    last.valid = 0;
     if let Some(agg) = agg_map(last.map as u32).get_ptr_mut(&last.key) {
         // SAFETY: aligned fields of a live map value.
         unsafe {
             atomic_add(&raw mut (*agg).read, last.bytes.wrapping_neg());
             atomic_add(&raw mut (*agg).datagrams_read, last.datagrams.wrapping_neg());
         }
-        count(stat::UDP_AGGREGATED, last.datagrams.wrapping_neg());
         count(stat::UDP_SKIP_RCVBUF, last.datagrams);
     }
     0
@@ -95,67 +97,83 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     ALLOW
 }
 
-/// Reads the headers. `None` for everything but UDP.
+/// What a packet carries.
+#[derive(Clone, Copy)]
+struct Payload {
+    bytes: u64,
+    segments: u64,
+}
+
+/// Reads the headers into `key`. `None` for everything but UDP.
 #[inline(always)]
-fn parse(ctx: &SkBuffContext, egress: bool) -> Option<Datagram> {
+fn parse(ctx: &SkBuffContext, key: &mut UdpKey, egress: bool) -> Option<Payload> {
     // SAFETY: plain context reads; the verifier turns them into packet pointers.
     let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
     if data + 28 > end {
         return None;
     }
     // SAFETY: bounds checked against data_end just above, as the verifier demands.
-    let version = unsafe { *(data as *const u8) } >> 4;
-    let (source, destination, l4): ([u8; 16], [u8; 16], u32);
-    if version == 4 {
+    let head = unsafe { *(data as *const u8) };
+    let (source, destination, ports): ([u8; 16], [u8; 16], [u8; 4]);
+    let mut l4;
+    if head >> 4 == 4 {
         // SAFETY: within the 28 bytes checked.
-        let (head, protocol) = unsafe { (*(data as *const u8), *((data + 9) as *const u8)) };
-        if protocol != IPPROTO_UDP {
+        if unsafe { *((data + 9) as *const u8) } != IPPROTO_UDP {
             return None;
         }
         // SAFETY: within the 28 bytes checked; byte arrays have no alignment.
-        let (s, d) = unsafe { (*((data + 12) as *const [u8; 4]), *((data + 16) as *const [u8; 4])) };
-        source = mapped(s);
-        destination = mapped(d);
+        unsafe {
+            source = mapped(*((data + 12) as *const [u8; 4]));
+            destination = mapped(*((data + 16) as *const [u8; 4]));
+        }
         l4 = (head & 0x0f) as u32 * 4;
+        // SAFETY: as above: without options the ports follow the 20-byte header.
+        ports = if l4 == 20 {
+            unsafe { *((data + 20) as *const [u8; 4]) }
+        } else {
+            ctx.load(l4 as usize).ok()?
+        };
     } else {
         // SAFETY: within the 28 bytes checked.
         let next = unsafe { *((data + 6) as *const u8) };
         if next != IPPROTO_UDP && !is_extension(next) {
             return None;
         }
-        l4 = skip_extensions(ctx, next)?;
-        source = ctx.load(8).ok()?;
-        destination = ctx.load(24).ok()?;
+        if data + 48 > end {
+            return None;
+        }
+        // SAFETY: within the 48 bytes checked; byte arrays have no alignment.
+        unsafe {
+            source = *((data + 8) as *const [u8; 16]);
+            destination = *((data + 24) as *const [u8; 16]);
+        }
+        l4 = 40;
+        if next == IPPROTO_UDP {
+            // SAFETY: within the 48 bytes checked.
+            ports = unsafe { *((data + 40) as *const [u8; 4]) };
+        } else {
+            l4 = skip_extensions(ctx, next)?;
+            ports = ctx.load(l4 as usize).ok()?;
+        }
     }
-    let ports: [u8; 4] = ctx.load(l4 as usize).ok()?;
     let source_port = u16::from_be_bytes([ports[0], ports[1]]);
     let destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    if egress {
+        (key.local, key.remote) = (source, destination);
+        (key.local_port, key.remote_port) = (source_port, destination_port);
+    } else {
+        (key.local, key.remote) = (destination, source);
+        (key.local_port, key.remote_port) = (destination_port, source_port);
+    }
+    key._pad = 0;
+    // SAFETY: the context is this program type's `struct __sk_buff`.
+    key.cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: plain context reads.
     let (len, segments) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).gso_segs) };
-    let bytes = len.saturating_sub(l4 + UDP_HEADER) as u64;
-    // SAFETY: the context is this program type's `struct __sk_buff`.
-    let cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
-    let key = if egress {
-        UdpKey {
-            cookie,
-            local: source,
-            remote: destination,
-            local_port: source_port,
-            remote_port: destination_port,
-            _pad: 0,
-        }
-    } else {
-        UdpKey {
-            cookie,
-            local: destination,
-            remote: source,
-            local_port: destination_port,
-            remote_port: source_port,
-            _pad: 0,
-        }
-    };
-    let segments = if segments == 0 { 1 } else { segments as u64 };
-    Some(Datagram { key, bytes, segments })
+    Some(Payload {
+        bytes: len.saturating_sub(l4 + UDP_HEADER) as u64,
+        segments: if segments == 0 { 1 } else { segments as u64 },
+    })
 }
 
 #[inline(always)]
@@ -181,14 +199,14 @@ fn skip_extensions(ctx: &SkBuffContext, mut next: u8) -> Option<u32> {
 
 /// Counts the datagram in and applies the configuration.
 #[inline(always)]
-fn admit(datagram: &Datagram, config: &NetConfig) -> bool {
-    count(stat::UDP_ENTERED, datagram.segments);
-    if config.loopback == 0 && (is_loopback(&datagram.key.remote) || is_loopback(&datagram.key.local)) {
-        count(stat::UDP_SKIP_LOOPBACK, datagram.segments);
+fn admit(key: &UdpKey, payload: Payload, config: &NetConfig) -> bool {
+    count(stat::UDP_ENTERED, payload.segments);
+    if config.loopback == 0 && (is_loopback(&key.remote) || is_loopback(&key.local)) {
+        count(stat::UDP_SKIP_LOOPBACK, payload.segments);
         return false;
     }
-    if config.ipv6_disabled != 0 && !is_v4(&datagram.key.remote) {
-        count(stat::UDP_SKIP_IPV6, datagram.segments);
+    if config.ipv6_disabled != 0 && !is_v4(&key.remote) {
+        count(stat::UDP_SKIP_IPV6, payload.segments);
         return false;
     }
     true
@@ -200,28 +218,27 @@ fn agg_map(active: u32) -> &'static HashMap<UdpKey, UdpAgg> {
 }
 
 #[inline(always)]
-fn sent(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
+fn sent(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig) {
     let map = agg_map(config.active);
-    if let Some(agg) = map.get_ptr_mut(&datagram.key) {
-        // SAFETY: aligned fields of a live map value.
-        unsafe {
-            if (*agg).pid == 0 {
-                let (pid, comm) = current_process_by_task();
+    if let Some(agg) = map.get_ptr_mut(key) {
+        // SAFETY: a live map value.
+        if unsafe { (*agg).pid } == 0 {
+            let (pid, comm) = current_process_by_task();
+            // SAFETY: as above; two senders at once leave one of their names.
+            unsafe {
                 (*agg).comm = comm;
                 (*agg).pid = pid;
             }
-            atomic_add(&raw mut (*agg).written, datagram.bytes);
-            atomic_add(&raw mut (*agg).datagrams_written, datagram.segments);
         }
-        count(stat::UDP_AGGREGATED, datagram.segments);
+        add_sent(agg, payload);
         return;
     }
     let (pid, comm) = current_process_by_task();
     let agg = UdpAgg {
         read: 0,
         datagrams_read: 0,
-        written: datagram.bytes,
-        datagrams_written: datagram.segments,
+        written: payload.bytes,
+        datagrams_written: payload.segments,
         first_ns: now(),
         pid,
         netns: netns(ctx),
@@ -229,47 +246,34 @@ fn sent(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
         direction: direction::OUTGOING,
         _pad: [0; 7],
     };
-    if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
-        count(stat::UDP_AGGREGATED, datagram.segments);
-    } else if let Some(agg) = map.get_ptr_mut(&datagram.key) {
-        // Another CPU made the entry meanwhile.
-        // SAFETY: aligned fields of a live map value.
-        unsafe {
-            atomic_add(&raw mut (*agg).written, datagram.bytes);
-            atomic_add(&raw mut (*agg).datagrams_written, datagram.segments);
+    if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
+        // Another CPU made the entry meanwhile, or the map is full.
+        match map.get_ptr_mut(key) {
+            Some(agg) => add_sent(agg, payload),
+            None => spill(key, &agg, payload, config),
         }
-        count(stat::UDP_AGGREGATED, datagram.segments);
-    } else {
-        spill(datagram, &agg, config);
     }
 }
 
 #[inline(always)]
-fn delivered(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
-    let map = agg_map(config.active);
-    if let Some(last) = UDP_LAST.get_ptr_mut(0) {
-        // SAFETY: this CPU's slot; softirqs do not nest.
-        let last = unsafe { &mut *last };
-        *last = UdpLast {
-            sk: sock_address(ctx),
-            bytes: datagram.bytes,
-            datagrams: datagram.segments,
-            map: config.active as u64,
-            key: datagram.key,
-        };
+fn add_sent(agg: *mut UdpAgg, payload: Payload) {
+    // SAFETY: aligned fields of a live map value.
+    unsafe {
+        atomic_add(&raw mut (*agg).written, payload.bytes);
+        atomic_add(&raw mut (*agg).datagrams_written, payload.segments);
     }
-    if let Some(agg) = map.get_ptr_mut(&datagram.key) {
-        // SAFETY: aligned fields of a live map value.
-        unsafe {
-            atomic_add(&raw mut (*agg).read, datagram.bytes);
-            atomic_add(&raw mut (*agg).datagrams_read, datagram.segments);
-        }
-        count(stat::UDP_AGGREGATED, datagram.segments);
+}
+
+#[inline(always)]
+fn delivered(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig) {
+    let map = agg_map(config.active);
+    if let Some(agg) = map.get_ptr_mut(key) {
+        add_delivered(agg, payload);
         return;
     }
     let agg = UdpAgg {
-        read: datagram.bytes,
-        datagrams_read: datagram.segments,
+        read: payload.bytes,
+        datagrams_read: payload.segments,
         written: 0,
         datagrams_written: 0,
         first_ns: now(),
@@ -279,41 +283,46 @@ fn delivered(ctx: &SkBuffContext, datagram: &Datagram, config: &NetConfig) {
         direction: direction::INCOMING,
         _pad: [0; 7],
     };
-    if map.insert(&datagram.key, &agg, BPF_NOEXIST as u64).is_ok() {
-        count(stat::UDP_AGGREGATED, datagram.segments);
-    } else if let Some(agg) = map.get_ptr_mut(&datagram.key) {
-        // SAFETY: aligned fields of a live map value.
-        unsafe {
-            atomic_add(&raw mut (*agg).read, datagram.bytes);
-            atomic_add(&raw mut (*agg).datagrams_read, datagram.segments);
+    if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
+        match map.get_ptr_mut(key) {
+            Some(agg) => add_delivered(agg, payload),
+            None => spill(key, &agg, payload, config),
         }
-        count(stat::UDP_AGGREGATED, datagram.segments);
-    } else {
-        spill(datagram, &agg, config);
     }
 }
 
 #[inline(always)]
-fn spill(datagram: &Datagram, agg: &UdpAgg, config: &NetConfig) {
+fn add_delivered(agg: *mut UdpAgg, payload: Payload) {
+    // SAFETY: aligned fields of a live map value.
+    unsafe {
+        atomic_add(&raw mut (*agg).read, payload.bytes);
+        atomic_add(&raw mut (*agg).datagrams_read, payload.segments);
+    }
+}
+
+#[inline(always)]
+fn spill(key: &UdpKey, agg: &UdpAgg, payload: Payload, config: &NetConfig) {
     let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
         BPF_RB_FORCE_WAKEUP as u64
     } else {
         BPF_RB_NO_WAKEUP as u64
     };
     let Some(mut entry) = EVENTS.reserve::<UdpSpillEvent>(0) else {
-        count(stat::UDP_LOST_FULL, datagram.segments);
+        count(stat::UDP_LOST_FULL, payload.segments);
         return;
     };
     // SAFETY: reserved memory of exactly this type, written whole before it is submitted.
     unsafe {
         let event = entry.as_mut_ptr();
-        (*event).head =
-            EventHead { kind: event::UDP_SPILL, version: EVENT_VERSION, len: size_of::<UdpSpillEvent>() as u32 };
-        (*event).key = datagram.key;
+        (*event).head = EventHead {
+            kind: event::UDP_SPILL,
+            version: EVENT_VERSION,
+            len: size_of::<UdpSpillEvent>() as u32,
+        };
+        (*event).key = *key;
         (*event).agg = *agg;
     }
     entry.submit(flag);
-    count(stat::UDP_EVENTS, datagram.segments);
 }
 
 #[inline(always)]

@@ -16,7 +16,8 @@ use crate::ebpf::{
     sys::ProgramStats,
 };
 
-/// Ledger stages of the kernel side: `kernel.tcp` in connection ends, `kernel.udp` in datagrams.
+/// Ledger stages from kernel to user space: `capture.tcp` in connection ends, `capture.udp` in datagrams. The kernel side
+/// counts what enters, this side what arrives.
 #[derive(Debug)]
 pub(super) struct KernelCounters {
     tcp: Stage,
@@ -24,6 +25,7 @@ pub(super) struct KernelCounters {
     last: [u64; stat::COUNT as usize],
     /// Connections that found the connection map full.
     untracked: Counter,
+    nested: Counter,
 }
 
 /// Skips and losses by counter: index, stage, reason, lost.
@@ -41,26 +43,31 @@ const REASONS: &[(u32, bool, &str, bool)] = &[
 
 impl KernelCounters {
     pub(super) fn new(telemetry: &Telemetry) -> Self {
-        let untracked = telemetry.register("ebpf_net", |registry| {
-            let untracked = Counter::default();
+        let (untracked, nested) = telemetry.register("ebpf_net", |registry| {
+            let (untracked, nested) = (Counter::default(), Counter::default());
+            registry.register(
+                "nested_state_changes",
+                "State changes that interrupted another one and were seen by the second program",
+                nested.clone(),
+            );
             registry.register(
                 "connections_untracked",
                 "TCP connections that found the connection map full; they are counted at their close",
                 untracked.clone(),
             );
-            untracked
+            (untracked, nested)
         });
         Self {
-            tcp: telemetry.ledger.stage("kernel.tcp"),
-            udp: telemetry.ledger.stage("kernel.udp"),
+            tcp: telemetry.ledger.stage("capture.tcp"),
+            udp: telemetry.ledger.stage("capture.udp"),
             last: [0; stat::COUNT as usize],
             untracked,
+            nested,
         }
     }
 
-    /// Adds what the kernel side counted since the last call.
+    /// Adds what the kernel side counted since the last call. What it handed on is counted where it arrives.
     pub(super) fn update(&mut self, object: &NetObject) -> anyhow::Result<()> {
-        // Read from the last index to the first: what left is read before what entered.
         let now = object.stats()?;
         let grown = |index: u32| {
             let index = index as usize;
@@ -71,11 +78,7 @@ impl KernelCounters {
             now.wrapping_sub(last)
         };
         self.tcp.entered(grown(stat::TCP_ENTERED));
-        self.tcp.emitted(grown(stat::TCP_AGGREGATED) + grown(stat::TCP_EVENTS));
         self.udp.entered(grown(stat::UDP_ENTERED));
-        // Datagrams taken back were aggregated first.
-        let udp_out = grown(stat::UDP_AGGREGATED) + grown(stat::UDP_EVENTS);
-        self.udp.emitted(udp_out.wrapping_sub(grown(stat::UDP_SKIP_RCVBUF)));
         for (index, udp, reason, lost) in REASONS {
             let stage = if *udp { &self.udp } else { &self.tcp };
             let n = grown(*index);
@@ -86,8 +89,24 @@ impl KernelCounters {
             }
         }
         self.untracked.inc_by(grown(stat::TCP_CONN_MAP_FULL));
+        self.nested.inc_by(grown(stat::TCP_NESTED));
         self.last = now;
         Ok(())
+    }
+
+    /// Connection ends that arrived.
+    pub(super) fn tcp_arrived(&self, n: u64) {
+        self.tcp.emitted(n);
+    }
+
+    /// Datagrams that arrived.
+    pub(super) fn udp_arrived(&self, n: u64) {
+        self.udp.emitted(n);
+    }
+
+    /// An event of a kind or version that this build does not know.
+    pub(super) fn unknown_event(&self) {
+        self.tcp.lost("unknown_event", 1);
     }
 }
 
@@ -157,7 +176,7 @@ impl NetMetrics {
             verified: Family::default(),
             misses: Family::default(),
         };
-        telemetry.register("", |r| {
+        telemetry.register("node", |r| {
             r.register("feature", "What this node can see: 2 on, 1 degraded, 0 off", features);
         });
         telemetry.register("ebpf_net", |r| {

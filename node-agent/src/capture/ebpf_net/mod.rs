@@ -91,8 +91,6 @@ pub struct NetCapture {
     udp_batches: Batches<UdpKey, UdpAgg>,
     counters: KernelCounters,
     metrics: NetMetrics,
-    tcp_stage: Stage,
-    udp_stage: Stage,
     rows_stage: Stage,
     health: telemetry::ComponentHandle,
 }
@@ -146,8 +144,6 @@ impl NetCapture {
             udp_batches: Batches::take(BATCH),
             counters: KernelCounters::new(telemetry),
             metrics: NetMetrics::new(telemetry, &capabilities),
-            tcp_stage: telemetry.ledger.stage("agent.tcp"),
-            udp_stage: telemetry.ledger.stage("agent.udp"),
             rows_stage: telemetry.ledger.stage("agent.netflow"),
             health,
             proc,
@@ -196,6 +192,9 @@ impl NetCapture {
                 overdue = !self.flush(out);
             }
         }
+        // No new events from here on; what is in either map is taken out.
+        self.object.detach();
+        self.guarded("drain", Self::drain);
         self.guarded("sample", Self::end_interval);
         let deadline = Instant::now() + Duration::from_secs(5);
         while !self.flush(out) && Instant::now() < deadline {
@@ -264,21 +263,24 @@ impl NetCapture {
         {
             for (key, agg) in batch {
                 flows += 1;
-                self.tcp_stage.entered(agg.closed);
+                self.counters.tcp_arrived(agg.closed);
                 self.tracker.add_aggregate(key, agg, &mut self.rows);
-                self.tcp_stage.emitted(agg.closed);
             }
         }
         self.udp_batches.rewind();
+        let mut received = Vec::new();
         while let Some(batch) = self
             .udp_batches
             .next(self.object.map(udp)?)
             .context("cannot drain UDP flows")?
         {
-            for (key, agg) in batch {
-                flows += 1;
-                add_udp(&mut self.flows, &self.object, key, agg, &mut self.rows, &self.udp_stage);
-            }
+            received.extend(batch.map(|(key, agg)| (*key, *agg)));
+        }
+        // In the order of their first datagrams: the earlier flow of a socket tells the direction of the later.
+        received.sort_unstable_by_key(|(_, agg)| agg.first_ns);
+        for (key, agg) in &received {
+            flows += 1;
+            self.add_udp(key, agg);
         }
         self.read_events();
         self.counters.update(&self.object)?;
@@ -298,34 +300,35 @@ impl NetCapture {
     }
 
     fn read_events(&mut self) {
-        // The ring is taken apart from the rest of the object so that owners can be looked up while an item is held.
         while let Some(parsed) = self.object.events.next().map(|item| Event::parse(&item)) {
             match parsed {
                 Event::Close(event) => {
-                    self.tcp_stage.entered(1);
+                    self.counters.tcp_arrived(1);
                     self.tracker.add_close(&event, &mut self.rows);
-                    self.tcp_stage.emitted(1);
                 }
                 Event::TcpSpill(event) => {
-                    self.tcp_stage.entered(event.agg.closed);
+                    self.counters.tcp_arrived(event.agg.closed);
                     self.tracker.add_aggregate(&event.key, &event.agg, &mut self.rows);
-                    self.tcp_stage.emitted(event.agg.closed);
                 }
-                Event::UdpSpill(event) => {
-                    add_udp(
-                        &mut self.flows,
-                        &self.object,
-                        &event.key,
-                        &event.agg,
-                        &mut self.rows,
-                        &self.udp_stage,
-                    );
-                }
-                Event::Unknown => {
-                    self.tcp_stage.entered(1);
-                    self.tcp_stage.lost("unknown_event", 1);
-                }
+                Event::UdpSpill(event) => self.add_udp(&event.key, &event.agg),
+                Event::Unknown => self.counters.unknown_event(),
             }
+        }
+    }
+
+    fn add_udp(&mut self, key: &UdpKey, agg: &UdpAgg) {
+        let datagrams = agg.datagrams_read + agg.datagrams_written;
+        self.counters.udp_arrived(datagrams);
+        if datagrams > 0 {
+            let object = &self.object;
+            let creator = |cookie| {
+                object
+                    .sock_owner(cookie)
+                    .ok()
+                    .flatten()
+                    .map(|owner| (owner.pid, owner.comm))
+            };
+            self.flows.add(key, agg, creator, &mut self.rows);
         }
     }
 
@@ -360,22 +363,6 @@ impl NetCapture {
             .set(i64::try_from(self.rows.len()).unwrap_or(i64::MAX));
         self.rows.is_empty()
     }
-}
-
-fn add_udp(flows: &mut Flows, object: &NetObject, key: &UdpKey, agg: &UdpAgg, rows: &mut Rows, stage: &Stage) {
-    let datagrams = agg.datagrams_read + agg.datagrams_written;
-    stage.entered(datagrams);
-    if datagrams > 0 {
-        let creator = |cookie| {
-            object
-                .sock_owner(cookie)
-                .ok()
-                .flatten()
-                .map(|owner| (owner.pid, owner.comm))
-        };
-        flows.add(key, agg, creator, rows);
-    }
-    stage.emitted(datagrams);
 }
 
 /// A ring-buffer event, copied out and checked.

@@ -254,7 +254,7 @@ impl Tracker {
             };
             let changed = part.read | part.written | part.retransmits | part.established | part.closed != 0;
             if !ended {
-                slot.last = sampled.counters;
+                raise(&mut slot.last, &sampled.counters);
             }
             let mut key = slot.key;
             if ended {
@@ -330,6 +330,13 @@ fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -
         kernel_pid: conn.owner_pid,
         seen: 0,
     }
+}
+
+/// A reading taken while the connection was busy may be a little short, never too large: the highest one counts.
+fn raise(last: &mut TcpCounters, now: &TcpCounters) {
+    last.read = last.read.max(now.read);
+    last.written = last.written.max(now.written);
+    last.retransmits = last.retransmits.max(now.retransmits);
 }
 
 /// What happened between two absolute readings.

@@ -98,21 +98,31 @@ impl Flows {
         );
     }
 
-    /// The first datagram decides, once per flow; for sockets older than the agent the first one was not seen.
+    /// The first datagram between a socket and a peer decides, whichever local address it used; for sockets older than
+    /// the agent the first one was not seen.
     fn direction(&mut self, key: &UdpKey, agg: &UdpAgg) -> u8 {
-        if let Some(known) = self.young.get(key) {
+        let peer = UdpKey { local: [0; 16], ..*key };
+        if let Some(known) = self.young.get(&peer) {
             return *known;
         }
         let direction = self
             .old
-            .get(key)
+            .get(&peer)
             .copied()
             .unwrap_or_else(|| self.first_direction(key, agg));
+        self.remember(peer, direction);
+        if direction == direction::OUTGOING && is_group(&key.remote) {
+            // Answers to a group come from the members' own addresses.
+            self.remember(anyone(key), direction);
+        }
+        direction
+    }
+
+    fn remember(&mut self, key: UdpKey, direction: u8) {
         if self.young.len() >= REMEMBERED {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(*key, direction);
-        direction
+        self.young.insert(key, direction);
     }
 
     fn first_direction(&self, key: &UdpKey, agg: &UdpAgg) -> u8 {
@@ -125,8 +135,33 @@ impl Flows {
             Some(false) if key.local_port < self.client_ports_from && key.remote_port >= self.client_ports_from => {
                 direction::INCOMING
             }
-            _ => agg.direction,
+            _ => {
+                let asked = anyone(key);
+                self.young
+                    .get(&asked)
+                    .or_else(|| self.old.get(&asked))
+                    .copied()
+                    .unwrap_or(agg.direction)
+            }
         }
+    }
+}
+
+/// Stands for every peer of a socket at one port.
+fn anyone(key: &UdpKey) -> UdpKey {
+    UdpKey {
+        local: [0; 16],
+        remote: [0; 16],
+        ..*key
+    }
+}
+
+/// Multicast, or an IPv4 address that looks like a broadcast: only a false match of the latter costs anything, and only
+/// until the real peer's first datagram.
+fn is_group(address: &[u8; 16]) -> bool {
+    match super::rows::ip(*address) {
+        std::net::IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255,
+        std::net::IpAddr::V6(v6) => v6.is_multicast(),
     }
 }
 
