@@ -14,6 +14,8 @@ cd "$ROOT" || exit 1
 ALL_TIERS=(fmt lint deny unit native vm image)
 KERNELS=(5.10 6.1 6.12 7.3)
 VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner})
+# Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
+INSTRUCTIONS_MAX=500000
 LOGS=$ROOT/target/test
 SKIPPED=77
 
@@ -78,7 +80,8 @@ tier_vm() {
     return $status
 }
 
-# The agent sees every feature of this build on the kernel; `doctor` ends with 2 if anything else is off or degraded.
+# The agent sees every feature of this build on the kernel, and its programs are far from the verifier's limit; `doctor`
+# ends with 2 if any feature is off.
 vm_doctor() {
     local status=0 feature
     cargo xtask vm --kernel "$1" -- dist/node-agent doctor || status=$?
@@ -86,7 +89,24 @@ vm_doctor() {
     for feature in "${VM_FEATURES[@]}"; do
         grep -Eq "^$feature +(on|degraded) " "target/vm/$1.log" || { echo "$feature is off on $1" && status=1; }
     done
+    verified_instructions "$1" || status=1
     ((status != 1))
+}
+
+# No program of doctor's report comes near the verifier's limit. Kernels before 5.16 do not tell, and show 0.
+verified_instructions() {
+    awk -v most="$INSTRUCTIONS_MAX" -v kernel="$1" '
+        $3 == "instructions" && $4 == "verified" {
+            programs++
+            if ($2 + 0 > most) {
+                printf "%s: %d instructions verified on %s, more than %d\n", $1, $2, kernel, most
+                bad = 1
+            }
+        }
+        END {
+            if (!programs) print "doctor listed no programs on " kernel
+            exit bad || !programs
+        }' "target/vm/$1.log"
 }
 
 tier_image() {
