@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use aggregator::{Aggregator, config::AggregatorConfig};
 use anyhow::{Context as _, bail};
-use api::{AgentConfig, Plugin};
+use api::AgentConfig;
 use records::{Globals, RecordBatch};
 use telemetry::Telemetry;
 use tokio::{
@@ -52,6 +52,18 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow::Res
     telemetry::logging::init(&telemetry::logging::LogConfig {
         level: config.log.level.clone(),
         format,
+    })
+    .map_err(|error| match error {
+        telemetry::logging::LogError::Filter { level, reason } => {
+            anyhow::Error::new(api::ConfigErrors(vec![api::ConfigError {
+                option: "log_level".into(),
+                value: Some(level),
+                origin: None,
+                problem: reason,
+                accepted: Some("off, error, warn, info, debug, trace, or a list such as info,node_agent=debug".into()),
+            }]))
+        }
+        error @ telemetry::logging::LogError::AlreadySet => error.into(),
     })?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -137,9 +149,6 @@ async fn start_capture(
     out: mpsc::Sender<RecordBatch>,
     stop: CancellationToken,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
-    if !config.plugins.contains(&Plugin::EbpfNet) {
-        bail!("none of the enabled plugins is in this build; enable ebpf-net");
-    }
     let settings = capture_config(config, refuse);
     let telemetry = telemetry.clone();
     // Loading takes a while and blocks.
@@ -177,19 +186,39 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
     }
 }
 
-/// Adds what privileges are missing, which is the usual cause.
+/// Adds what privileges are missing, if their lack can be the cause.
 pub(crate) fn explain(error: anyhow::Error) -> anyhow::Error {
+    let denied = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied);
     let missing: Vec<String> = privileges::missing()
         .iter()
         .map(|p| format!("{} ({})", p.name, p.reason))
         .collect();
-    if missing.is_empty() {
+    if missing.is_empty() || !denied {
         return error;
     }
     error.context(format!(
         "cannot collect; this process lacks {}. Run it as root or give it these capabilities",
         missing.join(", ")
     ))
+}
+
+/// An error with its causes on one line; what a cause only repeats is left out.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.contains(cause.as_str()) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&cause);
+    }
+    line
 }
 
 async fn forward(mut batches: mpsc::Receiver<RecordBatch>, uplink: crate::uplink::UplinkHandle) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use api::{AgentConfig, ConfigBuilder, ConfigErrors, Kind, Source, options};
+use api::{AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, Kind, Plugin, Source, StdoutFormat, options};
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource, value_parser};
 
 /// Where the standalone file is looked for when `--config` is not given.
@@ -28,20 +28,32 @@ pub enum Action {
     },
 }
 
+/// Why there is nothing to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The words are no command line of ours, or ask for the help or the version.
+    #[error(transparent)]
+    Words(#[from] clap::Error),
+    /// The options cannot be used.
+    #[error(transparent)]
+    Options(#[from] ConfigErrors),
+}
+
 /// Reads the command line, environment and file.
 ///
 /// # Errors
 /// All refused options at once.
-pub fn parse() -> Result<Action, ConfigErrors> {
-    parse_from(command().get_matches())
+pub fn parse() -> Result<Action, Refused> {
+    parse_from(command().try_get_matches()?)
 }
 
-fn parse_from(matches: ArgMatches) -> Result<Action, ConfigErrors> {
+fn parse_from(matches: ArgMatches) -> Result<Action, Refused> {
     let Some((name, matches)) = matches.subcommand() else {
         // clap demands a subcommand before this is reached.
-        return Err(ConfigErrors(Vec::new()));
+        return Err(ConfigErrors(Vec::new()).into());
     };
     let config = Box::new(build(matches)?);
+    check(name, &config)?;
     let refuse = matches
         .get_many::<String>(REFUSE)
         .into_iter()
@@ -73,6 +85,105 @@ fn build(matches: &ArgMatches) -> Result<AgentConfig, ConfigErrors> {
         }
     }
     builder.build()
+}
+
+/// What is wrong with options that are fine by themselves: with this subcommand, on this machine, in this build.
+fn check(subcommand: &str, config: &AgentConfig) -> Result<(), ConfigErrors> {
+    let mut problems = Vec::new();
+    let mut refuse = |option: &str, value: Option<String>, problem: String, accepted: &str| {
+        problems.push(ConfigError {
+            option: option.into(),
+            value,
+            origin: None,
+            problem,
+            accepted: Some(accepted.into()),
+        });
+    };
+    let (uplink, outputs) = (&config.uplink, &config.outputs);
+    match (subcommand, &uplink.aggregator) {
+        ("run", None) => refuse(
+            "aggregator",
+            None,
+            "is not set".into(),
+            "the URL of the aggregator, or `node-agent standalone`, which needs none",
+        ),
+        ("standalone", Some(aggregator)) => refuse(
+            "aggregator",
+            Some(aggregator.to_string()),
+            "standalone has an aggregator of its own".into(),
+            "no aggregator, or `node-agent run`",
+        ),
+        _ => {}
+    }
+    if subcommand == "run" {
+        let tls = &uplink.tls;
+        let files = [("tls_ca", &tls.ca), ("tls_cert", &tls.cert), ("tls_key", &tls.key)];
+        if uplink.aggregator.as_ref().is_some_and(api::Endpoint::is_tls) && files.iter().any(|(_, file)| file.is_none())
+        {
+            let absent: Vec<&str> = files
+                .iter()
+                .filter(|(_, f)| f.is_none())
+                .map(|(name, _)| *name)
+                .collect();
+            refuse(
+                &absent.join(", "),
+                None,
+                "not set, and the aggregator's address is https: both ends show a certificate".into(),
+                "tls_ca, tls_cert and tls_key together",
+            );
+        }
+        for (option, file) in files {
+            if let Some((file, error)) = file.as_ref().and_then(|f| Some((f, std::fs::File::open(f).err()?))) {
+                refuse(
+                    option,
+                    Some(file.display().to_string()),
+                    format!("cannot be read: {error}"),
+                    "a PEM file that this user can read",
+                );
+            }
+        }
+        for (option, set) in [
+            ("output_file", outputs.file.is_some()),
+            ("output_stdout", outputs.stdout != StdoutFormat::Off),
+        ] {
+            if set {
+                refuse(
+                    option,
+                    None,
+                    "`node-agent run` sends records to the aggregator and writes none".into(),
+                    "the option at the aggregator, or `node-agent standalone`",
+                );
+            }
+        }
+    }
+    if !config.plugins.contains(&Plugin::EbpfNet) {
+        let plugins: Vec<String> = config.plugins.iter().map(ToString::to_string).collect();
+        refuse(
+            "enabled_plugins",
+            Some(plugins.join(",")),
+            "none of them is in this build".into(),
+            "ebpf-net, alone or with others",
+        );
+    }
+    let proc = config.identity.proc_dir();
+    if let Err(error) = std::fs::metadata(proc.join("stat")) {
+        let option = if config.identity.host_proc.is_some() {
+            "host_proc"
+        } else {
+            "host_root"
+        };
+        refuse(
+            option,
+            None,
+            format!("{} is no /proc: its file stat cannot be seen: {error}", proc.display()),
+            "where the host's /proc is mounted",
+        );
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(ConfigErrors(problems))
+    }
 }
 
 fn command() -> Command {
@@ -176,5 +287,42 @@ mod tests {
             .unwrap();
         let errors = parse_from(matches).unwrap_err().to_string();
         assert!(errors.contains("interval") && errors.contains("soon"), "{errors}");
+    }
+
+    #[test]
+    fn what_a_subcommand_cannot_use_is_refused() {
+        let refused = |words: &[&str]| match command().try_get_matches_from([&["node-agent"], words].concat()) {
+            Ok(matches) => parse_from(matches).unwrap_err().to_string(),
+            Err(error) => panic!("{error}"),
+        };
+        for (words, named) in [
+            (&["run"][..], "aggregator: is not set"),
+            (
+                &[
+                    "standalone",
+                    "--aggregator",
+                    "http://127.0.0.1:1",
+                    "--output-stdout",
+                    "json",
+                ],
+                "aggregator = \"http://127.0.0.1:1\": standalone has an aggregator of its own",
+            ),
+            (
+                &["run", "--aggregator", "http://127.0.0.1:1", "--output-stdout", "json"],
+                "output_stdout: `node-agent run` sends records to the aggregator",
+            ),
+            (
+                &["run", "--aggregator", "https://127.0.0.1:1", "--tls-ca", "/dev/null"],
+                "tls_cert, tls_key: not set",
+            ),
+            (&["doctor", "--host-proc", "/dev"], "host_proc: /dev is no /proc"),
+            (
+                &["doctor", "--enabled-plugins", "ebpf-bash"],
+                "none of them is in this build",
+            ),
+        ] {
+            let errors = refused(words);
+            assert!(errors.contains(named), "{words:?}: {errors}");
+        }
     }
 }

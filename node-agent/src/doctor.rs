@@ -8,7 +8,7 @@ use api::AgentConfig;
 use telemetry::Telemetry;
 
 use crate::{
-    agent::capture_config,
+    agent::{capture_config, one_line},
     capture::ebpf_net::NetCapture,
     ebpf::{
         capability::{Capabilities, Feature, State},
@@ -52,7 +52,7 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (capabilities, programs, error) = match NetCapture::start(capture_config(config, refuse), &telemetry) {
         Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
-        Err(error) => (Capabilities::default(), Vec::new(), Some(format!("{error:#}"))),
+        Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
     };
     let held = privileges::effective().unwrap_or(0);
     let report = Report {

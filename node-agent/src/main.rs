@@ -4,14 +4,19 @@ use std::process::ExitCode;
 
 use node_agent::{
     agent::{self, Mode},
-    cli::{self, Action},
+    cli::{self, Action, Refused},
     doctor,
 };
 
 fn main() -> ExitCode {
     let action = match cli::parse() {
         Ok(action) => action,
-        Err(errors) => {
+        Err(Refused::Words(words)) => {
+            let _ = words.print();
+            // Help and version are no faults.
+            return if words.use_stderr() { usage() } else { ExitCode::SUCCESS };
+        }
+        Err(Refused::Options(errors)) => {
             eprintln!("{errors}");
             return usage();
         }
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("node-agent: {error:#}");
+    eprintln!("node-agent: {}", agent::one_line(error));
     if error.chain().any(|cause| cause.is::<api::ConfigErrors>()) {
         usage()
     } else {

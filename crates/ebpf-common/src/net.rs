@@ -84,10 +84,8 @@ pub mod stat {
     pub const UDP_SKIP_RCVBUF: u32 = 10;
     /// Lost: map and ring buffer both full.
     pub const UDP_LOST_FULL: u32 = 11;
-    /// State changes handled by the second program because the first was busy on that CPU.
-    pub const TCP_NESTED: u32 = 12;
     /// Number of counters.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 12;
 }
 
 /// Both ends of a socket.
@@ -419,6 +417,10 @@ pub struct NetConfig {
     pub settled_ns: u64,
     /// Ring-buffer fill in bytes from which the reader is woken.
     pub wake_bytes: u64,
+    /// Thread group id of the agent. It borrows sockets to look at them and may so be the last to close one.
+    pub agent_pid: u32,
+    /// 1: connections older than the agent are adopted, so that one without an entry is not older.
+    pub adopts: u32,
 }
 
 /// Byte offsets of kernel members, resolved from the running kernel's BTF before load. [`ABSENT`] where missing.
@@ -526,7 +528,7 @@ const _: () = {
     assert!(size_of::<UdpSpillEvent>() == 128);
     assert!(size_of::<SockOwner>() == 24);
     assert!(size_of::<UdpLast>() == 80);
-    assert!(size_of::<NetConfig>() == 32);
+    assert!(size_of::<NetConfig>() == 40);
     assert!(size_of::<NetOffsets>() == 41 * 4);
 };
 

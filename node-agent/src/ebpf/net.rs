@@ -314,7 +314,8 @@ impl Attach<'_> {
         let hooked = self
             .raw_tracepoint("tcp_state", Some("inet_sock_set_state"))
             .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")))
-            .and_then(|()| self.raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock")));
+            .and_then(|()| self.raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock")))
+            .and_then(|()| self.raw_tracepoint("tcp_destroy_nested", Some("tcp_destroy_sock")));
         match hooked {
             Ok(()) if self.missing.is_empty() => {
                 capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock")
@@ -348,8 +349,13 @@ impl Attach<'_> {
         let mut hook = None;
         match self.types.parameters("inet_csk_accept") {
             Some(count @ (2 | 4)) => {
-                let name = if count == 2 { "accept_exit_2" } else { "accept_exit_4" };
-                match self.fexit(name, "inet_csk_accept") {
+                let (first, again) = if count == 2 {
+                    ("accept_exit_2", "accept_again_2")
+                } else {
+                    ("accept_exit_4", "accept_again_4")
+                };
+                let function = "inet_csk_accept";
+                match self.fexit(first, function).and_then(|()| self.fexit(again, function)) {
                     Ok(()) => hook = Some(("fexit inet_csk_accept", "")),
                     Err(error) => refusals.push(format!("fexit: {}", reason(&error))),
                 }

@@ -37,12 +37,6 @@ pub(crate) static LAST_ACCEPT: LruHashMap<u32, Inherited> = LruHashMap::with_max
 /// Connection each forked child was made for.
 #[map]
 pub(crate) static INHERITED: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
-/// How many state changes the first program has finished on this CPU, and the second has seen finished.
-#[map]
-pub(crate) static STATE_RUNS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
-/// The socket whose connection was counted in last on this CPU.
-#[map]
-pub(crate) static LAST_FINISHED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

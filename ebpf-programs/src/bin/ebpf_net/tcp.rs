@@ -18,10 +18,7 @@ use crate::{
         atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current, read, read_counters,
         read_tuple, sock_of_fd, voluntary_switches,
     },
-    maps::{
-        ADOPT, CONNS, EVENTS, INHERITED, LAST_ACCEPT, LAST_FINISHED, SAMPLES, STATE_RUNS, TCP_AGG_0, TCP_AGG_1, config,
-        count, offsets,
-    },
+    maps::{ADOPT, CONNS, EVENTS, INHERITED, LAST_ACCEPT, SAMPLES, TCP_AGG_0, TCP_AGG_1, config, count, offsets},
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -30,35 +27,21 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
-    state_changed(&ctx);
-    if let Some(runs) = STATE_RUNS.get_ptr_mut(0) {
-        // SAFETY: this CPU's slot; a softirq in between has finished its own addition.
-        unsafe { (*runs)[0] = (*runs)[0].wrapping_add(1) };
-    }
+    state_changed(&ctx, true);
     0
 }
 
-/// The same hook again, after `tcp_state`. Kernels since 5.15 or so skip a program that is already running on the CPU: a
-/// softirq's state change that interrupts `tcp_state` in a process is handled here. What is handled twice because of an
-/// interrupt between the two has no effect the second time.
+/// The same hook again, after `tcp_state`. Newer kernels skip a program that is already running on the CPU, so `tcp_state`
+/// misses a softirq's state change that interrupts it in a process. Every step below is idempotent: what `tcp_state` did
+/// has no effect here, what it missed is done here.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn tcp_state_nested(ctx: RawTracePointContext) -> i32 {
-    let Some(runs) = STATE_RUNS.get_ptr_mut(0) else {
-        return 0;
-    };
-    // SAFETY: this CPU's slot.
-    let runs = unsafe { &mut *runs };
-    if runs[0] != runs[1] {
-        runs[1] = runs[0];
-        return 0;
-    }
-    count(stat::TCP_NESTED, 1);
-    state_changed(&ctx);
+    state_changed(&ctx, false);
     0
 }
 
 #[inline(always)]
-fn state_changed(ctx: &RawTracePointContext) {
+fn state_changed(ctx: &RawTracePointContext, first: bool) {
     let sk: u64 = ctx.arg(0);
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
@@ -68,7 +51,7 @@ fn state_changed(ctx: &RawTracePointContext) {
         state::SYN_SENT => connecting(sk, config),
         state::ESTABLISHED => established(sk, old, config),
         state::FIN_WAIT1 | state::LAST_ACK => closing(sk, old, config),
-        state::CLOSE => closed(sk, old, config),
+        state::CLOSE => closed(sk, old, first, config),
         _ => {}
     }
 }
@@ -76,47 +59,74 @@ fn state_changed(ctx: &RawTracePointContext) {
 /// `tcp_destroy_sock(struct sock *sk)`: the end of a socket that reached CLOSE in a process's hands.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub(crate) fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
-    let sk: u64 = ctx.arg(0);
-    if let Some(conn) = CONNS.get_ptr_mut(sk)
-        // SAFETY: a live map value.
-        && unsafe { (*conn).closed_ns } != 0
-        && let Some(config) = config()
-    {
-        // SAFETY: a live map value; nothing else ends this entry now.
-        let conn = unsafe { &mut *conn };
-        let counters = latest(sk, conn);
-        finish(sk, conn, counters, config);
-    }
+    destroyed(ctx.arg(0));
     0
+}
+
+/// The same hook again, for what interrupts `tcp_destroy`; see `tcp_state_nested`. The first one removed the entry.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub(crate) fn tcp_destroy_nested(ctx: RawTracePointContext) -> i32 {
+    destroyed(ctx.arg(0));
+    0
+}
+
+#[inline(always)]
+fn destroyed(sk: u64) {
+    let (Some(conn), Some(config)) = (CONNS.get_ptr_mut(sk), config()) else {
+        return;
+    };
+    // SAFETY: a live map value; nothing else ends this entry now.
+    let conn = unsafe { &mut *conn };
+    if conn.closed_ns == 0 {
+        // Preempted programs on this CPU kept both others from seeing it close.
+        conn.at_close = read_counters(sk, Some(state::LAST_ACK), conn.direction == direction::OUTGOING);
+        if conn.at_close.read | conn.at_close.written != 0 {
+            conn.established_ns = 1;
+        }
+    }
+    let counters = latest(sk, conn);
+    finish(sk, conn, counters, config);
 }
 
 /// Return of `inet_csk_accept(sk, arg)` (6.10 and later), in the accepting process. Sees io_uring too.
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn accept_exit_2(ctx: FExitContext) -> i32 {
-    let sk: u64 = ctx.arg(2);
-    if sk != 0 {
-        accepted(sk);
-    }
+    accept_exited(ctx.arg(2));
     0
 }
 
 /// Return of `inet_csk_accept(sk, flags, err, kern)` (before 6.10).
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn accept_exit_4(ctx: FExitContext) -> i32 {
-    let sk: u64 = ctx.arg(4);
+    accept_exited(ctx.arg(4));
+    0
+}
+
+/// The same hook again, for the accept of a process that preempted another one inside `accept_exit_2`.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_again_2(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(2));
+    0
+}
+
+/// As `accept_again_2`, before 6.10.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_again_4(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(4));
+    0
+}
+
+#[inline(always)]
+fn accept_exited(sk: u64) {
     if sk != 0 {
         accepted(sk);
     }
-    0
 }
 
 /// The same by kretprobe. A process blocked in accept holds one of few return slots, so some returns are missed.
 #[kretprobe]
 pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
-    let sk: u64 = ctx.ret();
-    if sk != 0 {
-        accepted(sk);
-    }
+    accept_exited(ctx.ret());
     0
 }
 
@@ -171,7 +181,8 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`: the process has a new name.
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`: the process has a new name, and
+/// descriptors marked close-on-exec are closed.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     let (pid, comm) = current_process();
@@ -180,15 +191,38 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     };
     // SAFETY: a live map value of integers.
     let inherited = unsafe { *inherited };
+    let held = holds(inherited.sk);
     if let Some(conn) = CONNS.get_ptr_mut(inherited.sk) {
         // SAFETY: a live map value.
         let conn = unsafe { &mut *conn };
         if conn.id == inherited.id && conn.owner_pid == pid {
-            conn.owner_comm = comm;
+            if held {
+                conn.owner_comm = comm;
+            } else {
+                // A helper that does not serve the connection. The name was the forker's all along.
+                conn.owner_pid = conn.forker_pid;
+                conn.forker_pid = 0;
+            }
         }
     }
     0
 }
+
+/// True if one of the current process's first descriptors is this socket.
+#[inline(always)]
+fn holds(sk: u64) -> bool {
+    for fd in 0..FDS_LOOKED_AT {
+        if sock_of_fd(fd) == sk {
+            return true;
+        }
+    }
+    false
+}
+
+/// A server's child has its connection among its first descriptors.
+const FDS_LOOKED_AT: u32 = 64;
+/// Voluntary context switches that the fork itself may cost the forker.
+const SWITCHES_OF_FORK: u64 = 1;
 
 /// Run by user space: reads the counters of up to [`SAMPLES_PER_RUN`] open connections.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
@@ -374,16 +408,27 @@ fn opened(sk: u64, direction: u8, config: &NetConfig) {
     if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
         return;
     }
+    let direction = if direction == direction::UNKNOWN {
+        guess_direction(tuple.local_port, tuple.remote_port)
+    } else {
+        direction
+    };
     let now = now();
-    insert(
-        sk,
-        &Conn {
-            id: now,
-            established_ns: now,
-            direction,
-            ..EMPTY
-        },
-    );
+    let conn = Conn {
+        id: now,
+        established_ns: now,
+        direction,
+        ..EMPTY
+    };
+    if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
+        return;
+    }
+    // Accepted meanwhile, or the map is full.
+    match CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map value.
+        Some(conn) => unsafe { (*conn).established_ns = now },
+        None => count(stat::TCP_CONN_MAP_FULL, 1),
+    }
 }
 
 #[inline(always)]
@@ -393,31 +438,72 @@ fn insert(sk: u64, conn: &Conn) {
     }
 }
 
-/// Accept returned this socket to the current process.
+/// Accept returned this socket to the current process. It may do so just before the last step of the handshake, and the
+/// hook may have missed that step.
 #[inline(always)]
 fn accepted(sk: u64) {
+    let (pid, comm) = current_process();
+    let id;
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
-        let (pid, comm) = current_process();
         // SAFETY: a live map value; accept happens once per connection.
         let conn = unsafe { &mut *conn };
+        if conn.owner_pid == pid || conn.forker_pid == pid {
+            // Seen already, see `accept_again_2`.
+            return;
+        }
         conn.owner_comm = comm;
         conn.owner_pid = pid;
-        let _ = LAST_ACCEPT.insert(pid, &Inherited { sk, id: conn.id }, BPF_ANY as u64);
+        id = conn.id;
+    } else {
+        let mut tuple = Tuple::default();
+        let Some(config) = config() else { return };
+        let state = read::<u8>(sk, offsets().state) as u32;
+        if state == state::CLOSE
+            || read::<u16>(sk, offsets().protocol) != IPPROTO_TCP
+            || !read_tuple(sk, &mut tuple)
+            || excluded(&tuple, config)
+        {
+            return;
+        }
+        id = now();
+        let conn = Conn {
+            id,
+            owner_pid: pid,
+            owner_comm: comm,
+            direction: direction::INCOMING,
+            ..EMPTY
+        };
+        // If the handshake completes meanwhile, its entry stands and the owner is added to it.
+        if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_err()
+            && let Some(conn) = CONNS.get_ptr_mut(sk)
+        {
+            // SAFETY: a live map value; accept happens once per connection.
+            let conn = unsafe { &mut *conn };
+            conn.owner_comm = comm;
+            conn.owner_pid = pid;
+        }
     }
+    let _ = LAST_ACCEPT.insert(pid, &Inherited { sk, id }, BPF_ANY as u64);
 }
 
 /// The local end starts to close (`close`, `shutdown`, exit), in the process that does it.
 #[inline(always)]
 fn closing(sk: u64, old: u32, config: &NetConfig) {
-    if CONNS.get_ptr_mut(sk).is_none() && old == state::SYN_RECV {
+    match CONNS.get_ptr(sk) {
+        // SAFETY: a live map value.
+        Some(conn) if unsafe { (*conn).closer_pid } != 0 => return,
+        Some(_) => {}
         // Fast open: served and closed before the handshake completed.
-        opened(sk, direction::INCOMING, config);
+        None if old == state::SYN_RECV => opened(sk, direction::INCOMING, config),
+        // What is older than the agent was adopted or had started to close before: this one's opening was missed.
+        None if config.adopts != 0 => opened(sk, direction::UNKNOWN, config),
+        None => return,
     }
-    note_closer(sk);
+    note_closer(sk, config);
 }
 
 #[inline(always)]
-fn note_closer(sk: u64) {
+fn note_closer(sk: u64, config: &NetConfig) {
     if !owned_by_current(sk) {
         return;
     }
@@ -427,7 +513,8 @@ fn note_closer(sk: u64) {
         let (pid, comm) = current_process();
         // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
         // anything since the fork.
-        if conn.forker_pid == pid && conn.forker_nvcsw == voluntary_switches(current_task()) {
+        let waits = voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw);
+        if (conn.forker_pid == pid && waits <= SWITCHES_OF_FORK) || (pid == config.agent_pid && conn.owner_pid != 0) {
             return;
         }
         conn.closer_comm = comm;
@@ -438,12 +525,15 @@ fn note_closer(sk: u64) {
 /// The connection is over. So is the entry, unless a process may still read what is queued or has yet to accept it: then
 /// `tcp_destroy` ends it.
 #[inline(always)]
-fn closed(sk: u64, old: u32, config: &NetConfig) {
+fn closed(sk: u64, old: u32, first: bool, config: &NetConfig) {
     if old == state::CLOSE || old == state::LISTEN || old == state::NEW_SYN_RECV {
         return;
     }
     let Some(conn) = CONNS.get_ptr_mut(sk) else {
-        closed_untracked(sk, old, config);
+        // Without an entry, the second program cannot tell whether the first one removed it.
+        if first {
+            closed_untracked(sk, old, config);
+        }
         return;
     };
     // SAFETY: a live map value: only the end of this socket removes it.
@@ -451,16 +541,19 @@ fn closed(sk: u64, old: u32, config: &NetConfig) {
     if conn.closed_ns != 0 {
         return;
     }
+    if conn.established_ns == 0 && old != state::SYN_SENT && old != state::SYN_RECV {
+        conn.established_ns = now();
+    }
     let counters = read_counters(sk, Some(old), conn.direction == direction::OUTGOING);
     if is_orphan(sk) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(sk)) {
         if conn.established_ns != 0 {
-            note_closer(sk);
+            note_closer(sk, config);
         }
         finish(sk, conn, counters, config);
         return;
     }
     // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
-    note_closer(sk);
+    note_closer(sk, config);
     conn.at_close = counters;
     conn.closed_ns = now();
 }
@@ -484,10 +577,6 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
     unsafe { atomic_add(&raw mut conn.closing, 1) };
     // SAFETY: as above; volatile so that it is read after the mark was set.
     let slot = unsafe { core::ptr::read_volatile(&raw const conn.slot) };
-    if let Some(last) = LAST_FINISHED.get_ptr_mut(0) {
-        // SAFETY: this CPU's slot.
-        unsafe { *last = sk };
-    }
     count(stat::TCP_ENTERED, 1);
     if conn.established_ns == 0 {
         count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
@@ -520,15 +609,6 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
 /// A close without an entry because the connection map was full: still counted whole, from the socket itself.
 #[inline(always)]
 fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
-    if let Some(last) = LAST_FINISHED.get_ptr_mut(0) {
-        // SAFETY: this CPU's slot.
-        let last = unsafe { &mut *last };
-        if *last == sk {
-            // Seen already, see `tcp_state_nested`.
-            *last = 0;
-            return;
-        }
-    }
     let mut key = EMPTY_KEY;
     if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
         return;

@@ -25,7 +25,6 @@ pub(super) struct KernelCounters {
     last: [u64; stat::COUNT as usize],
     /// Connections that found the connection map full.
     untracked: Counter,
-    nested: Counter,
 }
 
 /// Skips and losses by counter: index, stage, reason, lost.
@@ -43,26 +42,20 @@ const REASONS: &[(u32, bool, &str, bool)] = &[
 
 impl KernelCounters {
     pub(super) fn new(telemetry: &Telemetry) -> Self {
-        let (untracked, nested) = telemetry.register("ebpf_net", |registry| {
-            let (untracked, nested) = (Counter::default(), Counter::default());
-            registry.register(
-                "nested_state_changes",
-                "State changes that interrupted another one and were seen by the second program",
-                nested.clone(),
-            );
+        let untracked = telemetry.register("ebpf_net", |registry| {
+            let untracked = Counter::default();
             registry.register(
                 "connections_untracked",
                 "TCP connections that found the connection map full; they are counted at their close",
                 untracked.clone(),
             );
-            (untracked, nested)
+            untracked
         });
         Self {
             tcp: telemetry.ledger.stage("capture.tcp"),
             udp: telemetry.ledger.stage("capture.udp"),
             last: [0; stat::COUNT as usize],
             untracked,
-            nested,
         }
     }
 
@@ -89,7 +82,6 @@ impl KernelCounters {
             }
         }
         self.untracked.inc_by(grown(stat::TCP_CONN_MAP_FULL));
-        self.nested.inc_by(grown(stat::TCP_NESTED));
         self.last = now;
         Ok(())
     }

@@ -102,13 +102,15 @@ impl NetCapture {
     /// If nothing of the plugin can work on this machine; the message says what is missing.
     pub fn start(config: NetCaptureConfig, telemetry: &Telemetry) -> anyhow::Result<Self> {
         let mut capabilities = Capabilities::default();
-        let kernel = NetConfig {
+        let mut kernel = NetConfig {
             active: 0,
             loopback: u32::from(config.loopback),
             ipv6_disabled: u32::from(config.ipv6_disabled),
             ephemeral_port: u32::from(config.ephemeral_port),
             settled_ns: monotonic_ns() + u64::try_from(SETTLE.as_nanos()).unwrap_or(u64::MAX),
             wake_bytes: u64::from(config.load.ring_buffer_size) / 2,
+            agent_pid: std::process::id(),
+            adopts: 0,
         };
         let mut object = net::load(&config.load, kernel, &mut capabilities)?;
         let proc = Proc::new(&config.proc);
@@ -123,6 +125,10 @@ impl NetCapture {
                 refused = report.refused,
                 "Adopted sockets older than the agent"
             );
+            if report.refused == 0 {
+                kernel.adopts = 1;
+                object.set_config(kernel)?;
+            }
             if report.refused > 0 && report.connections + report.listeners + report.udp == 0 {
                 capabilities.replace_degraded(
                     net::TCP_OLDER,
@@ -191,6 +197,18 @@ impl NetCapture {
             if overdue || self.rows.len() >= self.config.rows_max {
                 overdue = !self.flush(out);
             }
+        }
+        for (program, stats) in self
+            .object
+            .programs()
+            .iter()
+            .filter(|(_, stats)| stats.recursion_misses > 0)
+        {
+            tracing::info!(
+                program,
+                missed = stats.recursion_misses,
+                "Events this program left to its second instance"
+            );
         }
         // No new events from here on; what is in either map is taken out.
         self.object.detach();

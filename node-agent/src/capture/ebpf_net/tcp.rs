@@ -13,12 +13,17 @@ use hashbrown::HashMap;
 
 use super::rows::{Row, RowKey, Rows};
 use crate::{
-    ebpf::{net::NetObject, sys::Batches},
+    ebpf::{
+        net::NetObject,
+        sys::{Batches, monotonic_ns},
+    },
     identity::process::Comm,
 };
 
 /// Connections read per system call.
 const BATCH: usize = 4096;
+/// A connection that nobody was seen to accept is reported without a process after this long.
+const ACCEPT_PATIENCE_NS: u64 = 10_000_000_000;
 
 /// Connections that have been sampled at least once.
 pub(super) struct Tracker {
@@ -144,10 +149,11 @@ impl Tracker {
         self.pass = self.pass.wrapping_add(1).max(1);
         self.batches.rewind();
         let mut stale = Vec::new();
+        let now = monotonic_ns();
         // Taken out so that the batch can be walked while `self` changes.
         let mut batches = std::mem::replace(&mut self.batches, Batches::read(0));
         while let Some(batch) = batches.next(object.map("CONNS")?)? {
-            for (sk, conn) in batch.filter(|(_, conn)| conn.established_ns != 0 && conn.closing == 0) {
+            for (sk, conn) in batch.filter(|(_, conn)| is_reportable(conn, now)) {
                 report.open += 1;
                 self.enqueue(*sk, conn);
                 if self.pending.len() == SAMPLES_PER_RUN {
@@ -221,10 +227,11 @@ impl Tracker {
                 }
                 continue;
             }
+            // Its end was missed; what was counted up to its close stands.
             let ended = sampled.counters.state == state::CLOSE || sampled.counters.state == 0;
             if ended {
                 stale.push(sampled.sk);
-                if fresh {
+                if fresh && conn.closed_ns == 0 {
                     self.free.push(*index);
                     continue;
                 }
@@ -298,6 +305,14 @@ impl Tracker {
         }
         vanished
     }
+}
+
+/// Open, not ending, and in the hands of a process: until it is accepted a connection has no owner to name.
+fn is_reportable(conn: &Conn, now: u64) -> bool {
+    let unaccepted = conn.owner_pid == 0 && conn.adopted == 0 && conn.direction == direction::INCOMING;
+    conn.established_ns != 0
+        && conn.closing == 0
+        && !(unaccepted && now.saturating_sub(conn.established_ns) < ACCEPT_PATIENCE_NS)
 }
 
 fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -> Slot {
