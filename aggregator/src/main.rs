@@ -94,7 +94,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let matches = command().get_matches();
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error),
+    };
     let options = match options(&matches) {
         Ok(options) => options,
         Err(errors) => {
@@ -104,7 +107,7 @@ fn main() -> ExitCode {
     };
     let args = match Args::from_arg_matches(&matches) {
         Ok(args) => args,
-        Err(error) => error.exit(),
+        Err(error) => return refuse(&error),
     };
     match run(&args, &options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,6 +123,16 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+/// Prints what is wrong with the words of the command line, or the help or version they ask for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(api::EXIT_USAGE)
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
