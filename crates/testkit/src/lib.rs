@@ -1,6 +1,9 @@
-//! Test tools whose own counts are the truth of every test: counting traffic, the exactness test, the demo.
+//! Test tools whose own counts are the truth of every test: counting traffic, the exactness test, the demo, the chain under
+//! faults.
 
+pub mod chain;
 pub mod dataway;
 pub mod demo;
 pub mod exactness;
+pub mod service;
 pub mod traffic;

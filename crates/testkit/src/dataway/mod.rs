@@ -154,12 +154,32 @@ impl StubHandle {
         *self.shared.fault.lock() = fault;
     }
 
-    /// Stops listening, lets open requests end for a moment, and waits for it.
-    pub async fn stop(mut self) {
+    /// Stops listening, lets open requests end for a moment, and waits for it. Connecting is refused until
+    /// [`Self::reopen`]; what has arrived is kept.
+    pub async fn close(&mut self) {
         self.stop.cancel();
         if tokio::time::timeout(STOP_GRACE, &mut self.task).await.is_err() {
             self.task.abort();
         }
+    }
+
+    /// Listens again on the same address after [`Self::close`].
+    ///
+    /// # Errors
+    /// The address cannot be listened on any more.
+    pub async fn reopen(&mut self) -> anyhow::Result<()> {
+        let listener = tokio::net::TcpListener::bind(self.addr)
+            .await
+            .with_context(|| format!("listen on {} again", self.addr))?;
+        self.stop = CancellationToken::new();
+        *self.shared.stop.lock() = self.stop.clone();
+        self.task = tokio::spawn(server::serve(listener, Arc::clone(&self.shared), self.stop.clone()));
+        Ok(())
+    }
+
+    /// Stops listening, lets open requests end for a moment, and waits for it.
+    pub async fn stop(mut self) {
+        self.close().await;
     }
 }
 

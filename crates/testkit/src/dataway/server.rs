@@ -30,7 +30,8 @@ pub(super) struct Shared {
     pub(super) config: StubConfig,
     pub(super) fault: Mutex<Fault>,
     pub(super) store: Mutex<Store>,
-    stop: CancellationToken,
+    /// Of the listener that serves now.
+    pub(super) stop: Mutex<CancellationToken>,
 }
 
 /// A refused request.
@@ -49,7 +50,7 @@ impl Shared {
             config,
             fault: Mutex::default(),
             store,
-            stop,
+            stop: Mutex::new(stop),
         }
     }
 }
@@ -103,9 +104,10 @@ async fn write(
         }
         Fault::Hang { seconds } => {
             shared.store.lock().faulted("hang");
+            let stop = shared.stop.lock().clone();
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs_f64(*seconds)) => {}
-                () = shared.stop.cancelled() => {}
+                () = stop.cancelled() => {}
             }
             return no_answer(&shared, &connection);
         }

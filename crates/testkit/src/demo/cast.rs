@@ -38,7 +38,7 @@ pub struct Part {
 }
 
 /// Everybody.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cast {
     /// Started first, ended last.
     pub servers: Vec<Part>,
@@ -48,10 +48,16 @@ pub struct Cast {
     pub visitors: Vec<Part>,
 }
 
-fn part(name: &'static str, text: &str, max_seconds: u64) -> Part {
-    let mut arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-    arguments.push(format!("--max-seconds={max_seconds}"));
-    Part { name, arguments }
+// === impl Part ===
+
+impl Part {
+    /// A process with the role and options in `text` that does not outlive `max_seconds`.
+    #[must_use]
+    pub fn new(name: &'static str, text: &str, max_seconds: u64) -> Self {
+        let mut arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        arguments.push(format!("--max-seconds={max_seconds}"));
+        Self { name, arguments }
+    }
 }
 
 // === impl Cast ===
@@ -60,7 +66,7 @@ impl Cast {
     /// The cast on these five free ports; `v6` adds the IPv6 half. No process outlives `max_seconds`.
     #[must_use]
     pub fn new([web4, web6, dns4, dns6, db]: [u16; 5], v6: bool, max_seconds: u64) -> Self {
-        let part = |name, text: String| part(name, &text, max_seconds);
+        let part = |name, text: String| Part::new(name, &text, max_seconds);
         let udp = "--size=30-300 --datagrams=8 --reply-every=1";
         let mut cast = Self {
             servers: vec![
@@ -171,11 +177,11 @@ pub fn has_ipv6() -> bool {
     UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Five ports that nobody uses on loopback now.
+/// Ports that nobody uses on loopback now, all below those that the kernel gives to clients.
 ///
 /// # Errors
-/// There are no five.
-pub fn free_ports(v6: bool) -> anyhow::Result<[u16; 5]> {
+/// There are not as many.
+pub fn free_ports<const N: usize>(v6: bool) -> anyhow::Result<[u16; N]> {
     let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
     if v6 {
         addresses.push(IpAddr::V6(Ipv6Addr::LOCALHOST));
@@ -186,12 +192,12 @@ pub fn free_ports(v6: bool) -> anyhow::Result<[u16; 5]> {
             TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
         })
     };
-    let mut found = [0; 5];
+    let mut found = [0; N];
     let mut ports = PORTS.filter(free);
     for slot in &mut found {
         *slot = ports.next().with_context(|| {
             format!(
-                "fewer than five ports from {} to {} are free on loopback: end what listens there (ss -lntup)",
+                "fewer than {N} ports from {} to {} are free on loopback: end what listens there (ss -lntup)",
                 PORTS.start, PORTS.end
             )
         })?;
@@ -232,7 +238,7 @@ mod tests {
 
     #[test]
     fn free_ports_are_different() {
-        let ports = free_ports(has_ipv6()).unwrap();
+        let ports: [u16; 5] = free_ports(has_ipv6()).unwrap();
         assert_eq!(ports.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
     }
 }

@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cast::NAME_PREFIX;
 use crate::{
     dataway::{SumRow, Summary},
     exactness::{
-        agent::{LedgerCounts, StageCounts},
         compare::{check_ledger, difference},
         flow::Flow,
     },
+    service::{LedgerCounts, StageCounts},
     traffic::report::{Counts, Direction, Report, Transport},
 };
 
@@ -55,13 +54,13 @@ pub struct Feature {
     pub reason: String,
 }
 
-/// Compares process by process. `sums` is what the stub decoded; the documented measurement has no count of datagrams,
+/// Compares process by process; all names of ours begin with `prefix`. `sums` is what the stub decoded; the documented measurement has no count of datagrams,
 /// so those come from `flows`, the same rows in the agent's output file.
 #[must_use]
-pub fn compare(reports: &[Report], sums: &[SumRow], flows: &[Flow]) -> Vec<Line> {
+pub fn compare(prefix: &str, reports: &[Report], sums: &[SumRow], flows: &[Flow]) -> Vec<Line> {
     let pids: BTreeSet<String> = reports.iter().map(|report| report.pid.to_string()).collect();
     // Rows with one of our names and an unknown process are ours too: a wrong process id must not pass unseen.
-    let ours = |pid: &str, name: &str| pids.contains(pid) || name.starts_with(NAME_PREFIX);
+    let ours = |pid: &str, name: &str| pids.contains(pid) || name.starts_with(prefix);
     let mut pairs: BTreeMap<Key, (Counts, Counts)> = BTreeMap::new();
     for report in reports {
         for row in &report.rows {

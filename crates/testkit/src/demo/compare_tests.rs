@@ -1,4 +1,5 @@
 use super::*;
+use crate::demo::cast::NAME_PREFIX;
 use crate::traffic::report::{Recorder, RowKey};
 
 fn report(pid: u32, name: &str, transport: Transport, counts: Counts) -> Report {
@@ -102,7 +103,7 @@ fn equal_counts_agree_and_others_are_left_out() {
         sum("99", "sshd", "tcp", &TCP),
         udp_sum,
     ];
-    let lines = compare(&reports, &sums, &[udp_flow, flow(99, "other", 5)]);
+    let lines = compare(NAME_PREFIX, &reports, &sums, &[udp_flow, flow(99, "other", 5)]);
     assert_eq!(lines.len(), 2, "{lines:#?}");
     assert_eq!((lines[0].processes, lines[0].own.bytes_sent), (2, 90));
     assert_eq!((lines[1].seen.datagrams_sent, lines[1].seen.bytes_sent), (3, 30));
@@ -120,6 +121,7 @@ fn one_process_short_is_found_even_if_another_has_it() {
         report(12, "demo-a", Transport::Tcp, tcp(60)),
     ];
     let lines = compare(
+        NAME_PREFIX,
         &reports,
         &[sum("10", "demo-a", "tcp", &TCP), sum("12", "demo-a", "tcp", &TCP)],
         &[],
@@ -133,7 +135,7 @@ fn one_process_short_is_found_even_if_another_has_it() {
 fn wrong_names_pids_directions_and_datagrams_are_found() {
     let reports = [report(10, "demo-a", Transport::Tcp, tcp(50))];
     let found = |sums: &[SumRow], flows: &[Flow]| {
-        compare(&reports, sums, flows)
+        compare(NAME_PREFIX, &reports, sums, flows)
             .iter()
             .map(|line| line.problems.len())
             .sum::<usize>()
@@ -155,7 +157,12 @@ fn silence_violations_losses_and_missing_points_are_problems() {
     assert_eq!(silent.len(), 2, "{silent:?}");
     let (report_, sum_, flow_) = udp();
     let reports = [report(10, "demo-a", Transport::Tcp, tcp(50)), report_];
-    let lines = compare(&reports, &[sum("10", "demo-a", "tcp", &TCP), sum_], &[flow_]);
+    let lines = compare(
+        NAME_PREFIX,
+        &reports,
+        &[sum("10", "demo-a", "tcp", &TCP), sum_],
+        &[flow_],
+    );
     let violated = Summary {
         violations_total: 1,
         violations: vec!["no X-Points".to_owned()],

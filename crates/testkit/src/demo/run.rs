@@ -22,9 +22,10 @@ use super::{
 use crate::{
     dataway::{DatawayStub, StubConfig, StubHandle, Summary},
     exactness::{
-        agent::{Agent, AgentOptions, LedgerCounts},
+        agent::{Agent, AgentOptions},
         flow,
     },
+    service::LedgerCounts,
     traffic::{launch::Stage, report::Counts, sys},
 };
 
@@ -153,7 +154,7 @@ fn carry_out(options: &Options, agent: &Path, traffic: &Path, directory: &Path) 
     let log_path = directory.join("agent.log");
     let log = fs::read_to_string(&log_path).with_context(|| format!("reading {}", log_path.display()))?;
     let reports = stage.reports()?;
-    let lines = compare::compare(&reports, &stub.sums(), &flows);
+    let lines = compare::compare(cast::NAME_PREFIX, &reports, &stub.sums(), &flows);
     let summary = stub.summary();
     runtime.block_on(stub.stop());
     Ok(Outcome {

@@ -1,20 +1,10 @@
-//! Runs the agent under test and asks its admin server.
+//! Runs the agent under test, `standalone`, with a file as its output.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use serde::Deserialize;
 
-use crate::traffic::sys;
+use crate::service::{Launch, LedgerCounts, Service, free_port};
 
 /// How to start the agent.
 #[derive(Clone, Debug)]
@@ -34,44 +24,8 @@ pub struct AgentOptions {
 /// A running agent. Killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
-    child: Child,
-    admin: SocketAddr,
+    service: Service,
     output: PathBuf,
-    log: PathBuf,
-}
-
-/// Counters of one stage of the agent's ledger.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct StageCounts {
-    /// Items taken in.
-    pub entered: u64,
-    /// Items handed on.
-    pub emitted: u64,
-    /// Items left out, by reason.
-    pub skipped: BTreeMap<String, u64>,
-    /// Items lost, by reason.
-    pub lost: BTreeMap<String, u64>,
-}
-
-/// The ledger by stage.
-pub type LedgerCounts = BTreeMap<String, StageCounts>;
-
-// === impl StageCounts ===
-
-impl StageCounts {
-    /// Items that entered and are not accounted for.
-    #[must_use]
-    pub fn pending(&self) -> i64 {
-        let out = self.emitted + self.skipped.values().sum::<u64>() + self.lost();
-        self.entered.wrapping_sub(out).cast_signed()
-    }
-
-    /// Items lost for any reason.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.lost.values().sum()
-    }
 }
 
 // === impl Agent ===
@@ -84,59 +38,37 @@ impl Agent {
     pub fn start(options: &AgentOptions, patience: Duration) -> anyhow::Result<Self> {
         let output = options.directory.join("agent.jsonl");
         let log = options.directory.join("agent.log");
-        fs::write(&output, b"").with_context(|| format!("making {}", output.display()))?;
-        let log_file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let admin = free_port()?;
-        let mut command = Command::new(&options.binary);
-        command
-            .arg("standalone")
-            .arg(format!("--interval={}ms", options.interval.as_millis()))
-            .arg(format!("--output-file={}", output.display()))
-            .arg("--output-format=json")
-            .arg(format!("--queue-dir={}", options.directory.join("queue").display()))
-            .arg(format!("--admin-listen={admin}"));
+        for file in [&output, &log] {
+            fs::write(file, b"").with_context(|| format!("making {}", file.display()))?;
+        }
+        let mut arguments = vec![
+            "standalone".to_owned(),
+            format!("--interval={}ms", options.interval.as_millis()),
+            format!("--output-file={}", output.display()),
+            "--output-format=json".to_owned(),
+            format!("--queue-dir={}", options.directory.join("queue").display()),
+        ];
         if options.loopback {
-            command.arg("--loopback=true");
+            arguments.push("--loopback=true".to_owned());
         }
-        command.args(&options.arguments);
-        command
-            // Ctrl-C is the driver's business: it stops the agent when the agent has all there is to report.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log_file.try_clone()?)
-            .stderr(log_file);
-        // SAFETY: the hook only makes one async-signal-safe system call.
-        unsafe {
-            command.pre_exec(sys::die_with_parent);
-        }
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {}", options.binary.display()))?;
-        let mut agent = Self {
-            child,
-            admin,
-            output,
+        arguments.extend(options.arguments.iter().cloned());
+        let launch = Launch {
+            name: "agent",
+            binary: options.binary.clone(),
+            arguments,
+            admin: free_port()?,
             log,
         };
-        let deadline = Instant::now() + patience;
-        loop {
-            if let Some(status) = agent.child.try_wait()? {
-                anyhow::bail!("the agent ended before it was ready: {status}\n{}", agent.log_tail());
-            }
-            if agent.get("/readyz").is_ok_and(|(status, _)| status == 200) {
-                return Ok(agent);
-            }
-            if Instant::now() >= deadline {
-                anyhow::bail!("the agent was not ready within {patience:?}\n{}", agent.log_tail());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        Ok(Self {
+            service: Service::start(&launch, patience)?,
+            output,
+        })
     }
 
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.service.pid()
     }
 
     /// Status and body of a page of the admin server.
@@ -144,7 +76,7 @@ impl Agent {
     /// # Errors
     /// The server does not answer, or not in HTTP.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        http_get(self.admin, path)
+        self.service.get(path)
     }
 
     /// The ledger now.
@@ -152,9 +84,7 @@ impl Agent {
     /// # Errors
     /// The admin server does not answer, or with something else.
     pub fn ledger(&self) -> anyhow::Result<LedgerCounts> {
-        let (status, body) = self.get("/ledger")?;
-        anyhow::ensure!(status == 200, "GET /ledger: status {status}: {body}");
-        serde_json::from_str(&body).with_context(|| format!("reading the ledger `{body}`"))
+        self.service.ledger()
     }
 
     /// Sum of all samples of a metric, whatever their labels; `None` when there is none.
@@ -162,129 +92,21 @@ impl Agent {
     /// # Errors
     /// The admin server does not answer.
     pub fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
-        let (_, body) = self.get("/metrics")?;
-        Ok(metric_sum(&body, name))
+        self.service.metric(name)
     }
 
     /// Asks the agent to end (SIGTERM), waits until it did, and returns what it wrote.
     ///
     /// # Errors
     /// It did not end within `patience`, ended with a failure, or its output cannot be read.
-    pub fn stop(mut self, patience: Duration) -> anyhow::Result<String> {
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            sys::kill(pid, libc::SIGTERM);
-        }
-        let deadline = Instant::now() + patience;
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            if Instant::now() >= deadline {
-                anyhow::bail!(
-                    "the agent did not end within {patience:?} of SIGTERM\n{}",
-                    self.log_tail()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        anyhow::ensure!(status.success(), "the agent ended with {status}\n{}", self.log_tail());
+    pub fn stop(self, patience: Duration) -> anyhow::Result<String> {
+        self.service.stop(patience)?;
         fs::read_to_string(&self.output).with_context(|| format!("reading {}", self.output.display()))
     }
 
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        tail(&self.log)
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn tail(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines
-        .get(lines.len().saturating_sub(40)..)
-        .unwrap_or_default()
-        .join("\n")
-}
-
-/// A loopback address that nobody listens on now.
-fn free_port() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("finding a free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?)
-}
-
-/// A plain HTTP/1.1 GET without redirects.
-///
-/// # Errors
-/// The server does not answer within 5 s, or not in HTTP.
-pub fn http_get(server: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let patience = Duration::from_secs(5);
-    let mut stream =
-        TcpStream::connect_timeout(&server, patience).with_context(|| format!("connecting to {server}"))?;
-    stream.set_read_timeout(Some(patience))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .with_context(|| format!("reading {path} from {server}"))?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .with_context(|| format!("{path}: no HTTP answer: {answer}"))?;
-    let status = head
-        .split_whitespace()
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .with_context(|| format!("{path}: no status in `{head}`"))?;
-    Ok((status, body.to_owned()))
-}
-
-/// Sum of all samples of metric `name` in a Prometheus text; `None` when there is no sample.
-#[must_use]
-pub fn metric_sum(text: &str, name: &str) -> Option<f64> {
-    let values: Vec<f64> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix(name))
-        .filter(|rest| rest.starts_with(['{', ' ']))
-        .filter_map(|rest| rest.rsplit_once(['}', ' ']).map(|(_, value)| value.trim()))
-        .filter_map(|value| value.split_whitespace().next_back()?.parse().ok())
-        .collect();
-    if values.is_empty() {
-        None
-    } else {
-        Some(values.iter().sum())
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_are_summed_over_their_labels_only() {
-        let text = "# TYPE a_total counter\na_total{p=\"x y\"} 1.5\na_total{p=\"z\"} 2\na_total_more 9\nb 4\n";
-        assert_eq!(metric_sum(text, "a_total"), Some(3.5));
-        assert_eq!(metric_sum(text, "b"), Some(4.0));
-        assert_eq!(metric_sum(text, "c"), None);
-    }
-
-    #[test]
-    fn a_ledger_is_read_and_its_pending_items_computed() {
-        let text = r#"{"a.b":{"entered":10,"emitted":6,"skipped":{"loopback":3},"lost":{}}}"#;
-        let ledger: LedgerCounts = serde_json::from_str(text).unwrap();
-        assert_eq!(ledger["a.b"].pending(), 1);
+        self.service.log_tail()
     }
 }

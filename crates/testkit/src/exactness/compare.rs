@@ -7,10 +7,13 @@ use std::{
 
 use serde::Serialize;
 
-use super::{agent::LedgerCounts, flow::Flow};
-use crate::traffic::{
-    netns::is_test_address,
-    report::{Counts, Direction, Report, Transport},
+use super::flow::Flow;
+use crate::{
+    service::LedgerCounts,
+    traffic::{
+        netns::is_test_address,
+        report::{Counts, Direction, Report, Transport},
+    },
 };
 
 /// Ports that servers of the tests listen on.

@@ -11,15 +11,18 @@ use clap::Parser;
 use serde::Serialize;
 
 use super::{
-    agent::{Agent, AgentOptions, LedgerCounts},
+    agent::{Agent, AgentOptions},
     compare::{self, Check, ScenarioSum},
     flow,
     scenario::{self, Plan, Scenario, Topology, When},
 };
-use crate::traffic::{
-    launch::{Role, Stage},
-    netns::{Side, TestNet},
-    report::Report,
+use crate::{
+    service::LedgerCounts,
+    traffic::{
+        launch::{Role, Stage},
+        netns::{Side, TestNet},
+        report::Report,
+    },
 };
 
 /// Checks that the agent reports exactly what processes count themselves: bytes, connections and datagrams per
