@@ -7,19 +7,19 @@ use super::{
     processes::Backlog,
 };
 use crate::{
-    dataway::Summary,
+    dataway::{Fault, Summary},
     demo::compare::Line,
     exactness::compare::{Check, check_ledger},
     service::LedgerCounts,
 };
 
 /// What the run was to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wanted {
     /// Number of times that the aggregator was to be killed.
     pub kills: u32,
-    /// DataWay was to fail in every way.
-    pub storm: bool,
+    /// Faults that DataWay's requests were to meet.
+    pub faults: Vec<Fault>,
     /// DataWay was to be gone for a time.
     pub outage: bool,
     /// TLS between agent and aggregator.
@@ -115,8 +115,8 @@ pub fn judge(wanted: &Wanted, outcome: &Outcome) -> Vec<Check> {
         outcome.kills == wanted.kills,
         || format!("the aggregator was killed {} times", outcome.kills),
     ));
-    if wanted.storm {
-        storm(&outcome.stub, &mut checks);
+    for fault in &wanted.faults {
+        met(fault, &outcome.stub, &mut checks);
     }
     if wanted.outage {
         outage(outcome.outage, &mut checks);
@@ -210,27 +210,25 @@ fn memory(wanted: &Wanted, outcome: &Outcome, checks: &mut Vec<Check>) {
     ));
 }
 
-fn storm(stub: &Summary, checks: &mut Vec<Check>) {
-    for status in [503, 429] {
-        let met = stub.requests.get(&status).is_some_and(|count| *count > 0);
-        checks.push(check(
-            "faults",
-            format!("a request was answered {status}"),
-            met,
-            String::new,
-        ));
+fn met(fault: &Fault, stub: &Summary, checks: &mut Vec<Check>) {
+    let mut met = |what: &str, count: u64| {
+        checks.push(check("faults", what, count > 0, || "none did".to_owned()));
+    };
+    let faulted = |mode: &str| stub.faulted.get(mode).copied().unwrap_or_default();
+    match fault {
+        Fault::None => met("requests were taken", stub.bodies),
+        Fault::Status { status, .. } => met(
+            &format!("requests were answered {status}"),
+            stub.requests.get(status).copied().unwrap_or_default(),
+        ),
+        Fault::Hang { .. } => met("requests met a DataWay that hangs", faulted("hang")),
+        Fault::Close => met("requests met a DataWay that closes", faulted("close")),
+        Fault::DropAnswer => {
+            met("requests were taken without an answer", faulted("drop_answer"));
+            // The sender does not know, and must repeat them under the same identity.
+            met("repeated bodies were recognised", stub.duplicates);
+        }
     }
-    for mode in ["hang", "close", "drop_answer"] {
-        let met = stub.faulted.get(mode).is_some_and(|count| *count > 0);
-        checks.push(check("faults", format!("a request met `{mode}`"), met, String::new));
-    }
-    // An answer that was dropped makes the sender repeat a body: the stub must have seen it twice.
-    checks.push(check(
-        "faults",
-        "a repeated body was recognised",
-        stub.duplicates > 0,
-        String::new,
-    ));
 }
 
 fn outage(outage: Option<Outage>, checks: &mut Vec<Check>) {

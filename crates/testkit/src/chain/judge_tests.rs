@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{service::StageCounts, traffic::report::Counts};
+use crate::{chain::schedule::faults, service::StageCounts, traffic::report::Counts};
 
-const WANTED: Wanted = Wanted {
-    kills: 1,
-    storm: true,
-    outage: true,
-    tls: true,
-    memory_kib: 1000,
-};
+fn wanted() -> Wanted {
+    Wanted {
+        kills: 1,
+        faults: faults(Duration::from_secs(60)),
+        outage: true,
+        tls: true,
+        memory_kib: 1000,
+    }
+}
 
 fn line(transport: &str, direction: &str) -> Line {
     let own = Counts {
@@ -41,6 +43,7 @@ fn ledger(name: &str) -> LedgerCounts {
 fn good() -> Outcome {
     let mut stub = Summary {
         points: 7,
+        bodies: 1,
         duplicates: 1,
         ..Summary::default()
     };
@@ -85,7 +88,7 @@ fn good() -> Outcome {
 }
 
 fn failures(outcome: &Outcome) -> Vec<String> {
-    judge(&WANTED, outcome)
+    judge(&wanted(), outcome)
         .into_iter()
         .filter_map(|check| check.problem.map(|problem| format!("{}: {problem}", check.what)))
         .collect()
@@ -123,10 +126,10 @@ fn each_broken_promise_is_one_failure() {
         ("answered 429", |o| {
             let _ = o.stub.requests.remove(&429);
         }),
-        ("met `hang`", |o| {
+        ("DataWay that hangs", |o| {
             let _ = o.stub.faulted.remove("hang");
         }),
-        ("repeated body", |o| o.stub.duplicates = 0),
+        ("repeated bodies", |o| o.stub.duplicates = 0),
         ("nothing arrived", |o| o.outage.as_mut().unwrap().points[1] = 6),
         ("waited in the queue", |o| {
             o.outage.as_mut().unwrap().backlog[1].points = 0.0

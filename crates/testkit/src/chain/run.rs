@@ -108,7 +108,11 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let passed = carry_out(options, &directory).and_then(|outcome| {
         let wanted = Wanted {
             kills: if options.outage { 0 } else { options.kills },
-            storm: !options.outage,
+            faults: if options.outage {
+                Vec::new()
+            } else {
+                schedule::faults(Duration::from_secs(options.seconds.into()))
+            },
             outage: options.outage,
             tls: options.tls,
             memory_kib: options.memory_mib << 10,

@@ -6,6 +6,8 @@ use crate::{dataway::Fault, traffic::rng::Rng};
 
 /// Rounds through all faults take about so long.
 const ROUND: Duration = Duration::from_secs(20);
+/// A fault lasts at least so long, so that the sender meets it between its pauses: short runs have fewer faults.
+const FAULT_MIN: Duration = Duration::from_millis(2500);
 /// Longest time that a killed aggregator stays away.
 const DOWN_MAX: Duration = Duration::from_secs(1);
 
@@ -33,10 +35,10 @@ pub struct Step {
     pub event: Event,
 }
 
-/// What DataWay does, in this order.
+/// What DataWay does in turn during a storm of this length; the last is to work.
 #[must_use]
-pub fn faults() -> [Fault; 6] {
-    [
+pub fn faults(length: Duration) -> Vec<Fault> {
+    let all = [
         Fault::Status {
             status: 503,
             retry_after: None,
@@ -49,11 +51,15 @@ pub fn faults() -> [Fault; 6] {
         // Longer than the sender waits.
         Fault::Hang { seconds: 20.0 },
         Fault::Close,
-        Fault::None,
-    ]
+    ];
+    let fitting = usize::try_from(length.as_millis() / FAULT_MIN.as_millis()).unwrap_or(usize::MAX);
+    all.into_iter()
+        .take(fitting.saturating_sub(1))
+        .chain([Fault::None])
+        .collect()
 }
 
-/// Rounds of faults over `length`, and `kills` kills: one in each of `kills` equal parts of it, at a random moment.
+/// Rounds of [`faults`] over `length`, and `kills` kills: one in each of `kills` equal parts of it, at a random moment.
 #[must_use]
 pub fn storm(length: Duration, kills: u32, seed: u64) -> Vec<Step> {
     let mut random = Random(Rng::new(seed));
@@ -61,12 +67,14 @@ pub fn storm(length: Duration, kills: u32, seed: u64) -> Vec<Step> {
     let rounds = u32::try_from(length.as_millis() / ROUND.as_millis())
         .unwrap_or(u32::MAX)
         .max(1);
-    let (round, each) = (length / rounds, length / rounds / 6);
+    let round = length / rounds;
+    let faults = faults(length);
+    let each = round / u32::try_from(faults.len()).unwrap_or(u32::MAX);
     for start in (0..rounds).map(|index| round * index) {
-        for (index, fault) in (0..).zip(faults()) {
+        for (index, fault) in (0..).zip(&faults) {
             steps.push(Step {
                 at: start + each * index + each.mul_f64(random.between(0.0, 0.2)),
-                event: Event::Fault(fault),
+                event: Event::Fault(fault.clone()),
             });
         }
     }
@@ -128,7 +136,7 @@ mod tests {
                 assert!(steps.is_sorted_by_key(|step| step.at));
                 assert!(steps.last().unwrap().at < length);
                 let rounds = (seconds / 20).max(1);
-                for fault in faults() {
+                for fault in faults(length) {
                     let times = steps
                         .iter()
                         .filter(|step| step.event == Event::Fault(fault.clone()))
@@ -156,7 +164,10 @@ mod tests {
     }
 
     #[test]
-    fn faults_end_with_none() {
-        assert_eq!(faults().last(), Some(&Fault::None));
+    fn faults_end_with_none_and_are_as_many_as_fit() {
+        for (seconds, number) in [(1, 1), (6, 2), (10, 4), (15, 6), (60, 6)] {
+            let faults = faults(Duration::from_secs(seconds));
+            assert_eq!((faults.len(), faults.last()), (number, Some(&Fault::None)));
+        }
     }
 }
