@@ -28,8 +28,8 @@ use crate::{
 const CHANNEL: usize = 4;
 /// Time given to records on their way when stopping.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Rows kept before a flush is made early.
-const ROWS_MAX: usize = 200_000;
+/// Rows kept at most; a flush is made early at half of them. About 250 bytes each.
+const ROWS_MAX: usize = 100_000;
 
 /// Where records go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ async fn serve(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow:
         ended = &mut capture_ended => Some(ended),
     };
     tracing::info!("Stopping");
-    ready.set_failed("stopping");
+    ready.set_stopping();
     stop_capture.cancel();
     let ended = match ended {
         Some(ended) => ended,

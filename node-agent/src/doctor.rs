@@ -136,10 +136,15 @@ fn text(report: &Report) -> String {
     if !programs.is_empty() {
         out.push('\n');
         for program in programs {
+            let count = match program.verified_instructions {
+                // Kernels before 5.16 keep it to themselves.
+                0 => "unknown".to_owned(),
+                count => count.to_string(),
+            };
             let _ = writeln!(
                 out,
-                "{:<22} {:>7} instructions verified (limit 1000000)",
-                program.name, program.verified_instructions
+                "{:<22} {count:>7} instructions verified (limit 1000000)",
+                program.name
             );
         }
     }

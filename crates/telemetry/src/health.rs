@@ -39,6 +39,8 @@ pub enum State {
     Degraded,
     /// Does not do its job.
     Failed,
+    /// On its way out.
+    Stopping,
 }
 
 /// One component as shown by `/readyz`.
@@ -130,6 +132,11 @@ impl ComponentHandle {
         self.set(State::Failed, Some(reason.into()));
     }
 
+    /// Reports that the process is stopping: not ready any more, and nothing is wrong.
+    pub fn set_stopping(&self) {
+        self.set(State::Stopping, None);
+    }
+
     fn set(&self, state: State, reason: Option<String>) {
         let changed = {
             let mut components = self.health.components.write();
@@ -147,6 +154,7 @@ impl ComponentHandle {
         let (component, reason) = (&*self.name, reason.unwrap_or_default());
         match state {
             State::Starting | State::Ok => tracing::info!(component, "component is ok"),
+            State::Stopping => tracing::info!(component, "component is stopping"),
             State::Degraded => tracing::warn!(component, reason, "component is degraded"),
             State::Failed => tracing::error!(component, reason, "component has failed"),
         }
@@ -156,7 +164,7 @@ impl ComponentHandle {
 // === impl State ===
 
 impl State {
-    const ALL: [Self; 4] = [Self::Starting, Self::Ok, Self::Degraded, Self::Failed];
+    const ALL: [Self; 5] = [Self::Starting, Self::Ok, Self::Degraded, Self::Failed, Self::Stopping];
 
     /// The state's name as shown in JSON and metrics.
     #[must_use]
@@ -166,6 +174,7 @@ impl State {
             Self::Ok => "ok",
             Self::Degraded => "degraded",
             Self::Failed => "failed",
+            Self::Stopping => "stopping",
         }
     }
 }

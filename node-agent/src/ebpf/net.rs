@@ -180,7 +180,7 @@ impl NetObject {
     /// # Errors
     /// If a map access or the run fails.
     pub fn sample(&mut self, block: &mut SampleBlock) -> anyhow::Result<()> {
-        self.samples.set(0, &*block, 0).context("cannot hand over samples")?;
+        self.samples.set(0, *block, 0).context("cannot hand over samples")?;
         self.run("tcp_sample")?;
         *block = self.samples.get(&0, 0).context("cannot read samples")?;
         Ok(())
@@ -419,11 +419,19 @@ impl Attach<'_> {
             }
         };
         let (path, file) = cgroup;
+        // The root of the whole hierarchy has no type; a cgroup namespace shows a part of it as its root.
+        let partial = path.join("cgroup.type").exists();
         for (name, program, attach) in [
             (UDP_SENT, "udp_egress", CgroupSkbAttachType::Egress),
             (UDP_RECEIVED, "udp_ingress", CgroupSkbAttachType::Ingress),
         ] {
             match self.cgroup_skb(program, &file, attach) {
+                Ok(()) if partial => capabilities.degraded(
+                    name,
+                    format!("cgroup_skb at {}", path.display()),
+                    "this is a cgroup namespace: only sockets of this container are seen; run in the host's (docker: \
+                     --cgroupns host)",
+                ),
                 Ok(()) => capabilities.on(name, format!("cgroup_skb at {}", path.display())),
                 Err(error) => capabilities.off(name, reason(&error)),
             }

@@ -64,10 +64,12 @@ impl Proc {
     #[must_use]
     pub fn name(&self, pid: u32, comm: &Comm) -> Str {
         let short = comm_str(comm);
-        if pid != 0 && short.len() == COMM_MAX && self.comm(pid).as_ref() == Some(comm) {
-            if let Some(full) = self.command_name(pid).filter(|full| full.starts_with(short.as_ref())) {
-                return full.into();
-            }
+        if pid != 0
+            && short.len() == COMM_MAX
+            && self.comm(pid).as_ref() == Some(comm)
+            && let Some(full) = self.command_name(pid).filter(|full| full.starts_with(short.as_ref()))
+        {
+            return full.into();
         }
         short.as_ref().into()
     }

@@ -33,10 +33,10 @@ pub struct Lender {
 pub fn for_each_socket(proc: &Proc, mut visit: impl FnMut(Held)) -> u64 {
     let mut refused = 0;
     for pid in proc.pids() {
-        if let Err(error) = sockets_of(proc, pid, &mut visit) {
-            if error.kind() == io::ErrorKind::PermissionDenied {
-                refused += 1;
-            }
+        if let Err(error) = sockets_of(proc, pid, &mut visit)
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            refused += 1;
         }
     }
     refused

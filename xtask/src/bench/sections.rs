@@ -273,11 +273,11 @@ impl Bench {
                 let gauge = |name: &str| -> Result<f64> {
                     agent.metric(name)?.with_context(|| format!("/metrics has no `{name}`"))
                 };
-                let seconds = gauge("ebpfcollector_drain_seconds")?;
+                let seconds = gauge("ebpfcollector_ebpf_net_sample_cpu_seconds")?;
                 Ok((
                     resident_mib(agent.pid())?,
                     seconds,
-                    gauge("ebpfcollector_drain_connections")?,
+                    gauge("ebpfcollector_ebpf_net_sample_connections")?,
                 ))
             })?;
             agent.stop(PATIENCE)?;

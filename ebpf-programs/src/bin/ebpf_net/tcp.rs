@@ -134,7 +134,8 @@ pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn accept_syscall(ctx: RawTracePointContext) -> i32 {
     let ret: i64 = ctx.arg(1);
-    if ret < 0 || ret > i32::MAX as i64 {
+    // Most calls end here: 0 is no descriptor that a server accepts into.
+    if ret <= 0 || ret > i32::MAX as i64 {
         return 0;
     }
     let regs: u64 = ctx.arg(0);

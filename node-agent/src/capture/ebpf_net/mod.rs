@@ -70,7 +70,7 @@ pub struct NetCaptureConfig {
     pub ephemeral_port: u16,
     /// `/proc` of the host's pid namespace.
     pub proc: PathBuf,
-    /// Rows kept before a flush is made early.
+    /// Rows kept at most; a flush is made early at half of them.
     pub rows_max: usize,
     /// Map sizes.
     pub load: LoadOptions,
@@ -125,27 +125,31 @@ impl NetCapture {
                 refused = report.refused,
                 "Adopted sockets older than the agent"
             );
-            if report.refused == 0 {
-                kernel.adopts = 1;
-                object.set_config(kernel)?;
-            }
-            if report.refused > 0 && report.connections + report.listeners + report.udp == 0 {
+            if report.refused > 0 {
                 capabilities.replace_degraded(
                     net::TCP_OLDER,
                     format!(
-                        "{} processes or descriptors refused a look; needs CAP_SYS_PTRACE",
+                        "{} processes or descriptors refused a look; it takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
                         report.refused
                     ),
                 );
             }
+            // Without a single look nothing older is known: then what has no entry may well be older.
+            if report.refused == 0 || report.connections + report.listeners + report.udp > 0 {
+                kernel.adopts = 1;
+            }
         }
+        if kernel.adopts == 0 {
+            kernel.settled_ns = u64::MAX;
+        }
+        object.set_config(kernel)?;
         let health = telemetry.health.component("ebpf-net");
         report_health(&health, &capabilities);
         Ok(Self {
             tracker: Tracker::new(config.ephemeral_port),
             flows,
             owners,
-            rows: Rows::default(),
+            rows: Rows::new(config.rows_max),
             tcp_batches: Batches::take(BATCH),
             udp_batches: Batches::take(BATCH),
             counters: KernelCounters::new(telemetry),
@@ -194,7 +198,7 @@ impl NetCapture {
                 self.guarded("sample", Self::end_interval);
                 overdue = true;
             }
-            if overdue || self.rows.len() >= self.config.rows_max {
+            if overdue || self.rows.len() >= self.config.rows_max / 2 {
                 overdue = !self.flush(out);
             }
         }
@@ -376,6 +380,9 @@ impl NetCapture {
             permit.send(RecordBatch { netflow });
             self.rows_stage.emitted(count);
         }
+        let refused = self.rows.take_refused();
+        self.rows_stage.entered(refused);
+        self.rows_stage.lost("rows_full", refused);
         self.metrics
             .rows
             .set(i64::try_from(self.rows.len()).unwrap_or(i64::MAX));

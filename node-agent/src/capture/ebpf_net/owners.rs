@@ -70,10 +70,14 @@ impl Owners {
                 lender = Some((pid, Lender::open(pid).ok(), proc.comm(pid).unwrap_or_default()));
             }
             let Some((_, Some(from), comm)) = &lender else { continue };
-            let Ok(borrowed) = from.borrow(fd) else {
-                report.refused += 1;
-                seen.remove(&inode);
-                continue;
+            let borrowed = match from.borrow(fd) {
+                Ok(borrowed) => borrowed,
+                Err(error) => {
+                    // Closed meanwhile, or gone with its process: nothing to adopt.
+                    report.refused += u64::from(error.kind() == std::io::ErrorKind::PermissionDenied);
+                    seen.remove(&inode);
+                    continue;
+                }
             };
             let ask = Adopt {
                 fd: borrowed.as_raw_fd().cast_unsigned(),

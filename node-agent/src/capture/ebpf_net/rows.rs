@@ -46,13 +46,29 @@ pub(super) struct Row {
 }
 
 /// All rows of the interval.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rows {
     rows: HashMap<RowKey, Row, RandomState>,
+    max: usize,
+    refused: u64,
 }
 
 impl Rows {
-    /// Adds a contribution.
+    /// No row yet; there will be at most `max`.
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            rows: HashMap::default(),
+            max,
+            refused: 0,
+        }
+    }
+
+    /// Contributions to new rows refused for lack of room since the last call.
+    pub(super) fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Adds a contribution. With all rows taken, one that needs a new row is refused and counted.
     pub(super) fn add(&mut self, key: RowKey, part: &Row) {
         let Row {
             read,
@@ -67,6 +83,10 @@ impl Rows {
             datagrams_written,
             comm,
         } = part;
+        if self.rows.len() >= self.max && !self.rows.contains_key(&key) {
+            self.refused += 1;
+            return;
+        }
         let row = self.rows.entry(key).or_default();
         row.read += read;
         row.written += written;
@@ -208,7 +228,7 @@ mod tests {
         key.flow.tuple.remote_port = 80;
         key.flow.direction = direction::OUTGOING;
         key.flow.folded = folded::LOCAL;
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(1000);
         let mut comm = Comm::default();
         comm[..4].copy_from_slice(b"curl");
         let part = Row {
@@ -236,8 +256,22 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_bounded_and_refusals_counted() {
+        let mut rows = Rows::new(2);
+        for port in [1, 2, 3, 1] {
+            let mut key = RowKey {
+                flow: FlowKey::default(),
+                udp: true,
+            };
+            key.flow.tuple.local_port = port;
+            rows.add(key, &Row::default());
+        }
+        assert_eq!((rows.len(), rows.take_refused(), rows.take_refused()), (2, 1, 0));
+    }
+
+    #[test]
     fn takes_no_more_than_asked() {
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(1000);
         for port in 0..10 {
             let mut key = RowKey {
                 flow: FlowKey::default(),

@@ -172,7 +172,7 @@ mod tests {
     use crate::identity::process::Proc;
 
     fn one(flows: &mut Flows, key: &UdpKey, agg: &UdpAgg, creator: Option<Owner>) -> records::Netflow {
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(1000);
         flows.add(key, agg, |_| creator, &mut rows);
         let proc = Proc::new("/nonexistent");
         rows.take(1, 0, &mut super::super::rows::Names::new(&proc)).remove(0)
