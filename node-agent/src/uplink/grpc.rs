@@ -26,6 +26,8 @@ use super::{
 
 /// Answers are small; anything larger is not our protocol.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
+/// Longest wait between attempts while draining, which is short itself.
+const DRAIN_RETRY_MAX: Duration = Duration::from_millis(500);
 
 pub(super) struct Grpc {
     pub(super) hello: Hello,
@@ -120,7 +122,10 @@ impl Grpc {
             if progress {
                 attempt = 0;
             }
-            let wait = self.backoff.delay(attempt);
+            let mut wait = self.backoff.delay(attempt);
+            if window.is_closed() {
+                wait = wait.min(DRAIN_RETRY_MAX);
+            }
             attempt = attempt.saturating_add(1);
             if let Some(suppressed) = LOG_LIMIT.allow() {
                 let (endpoint, held) = (&self.config.endpoint, window.unacked());
@@ -129,7 +134,11 @@ impl Grpc {
                     suppressed, "uplink is down: batches are kept"
                 );
             }
-            time::sleep(wait).await;
+            tokio::select! {
+                () = time::sleep(wait) => {}
+                // Little time is left for what is held: the aggregator may be back.
+                () = window.closing.notified() => {}
+            }
         }
     }
 

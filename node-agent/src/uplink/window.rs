@@ -26,6 +26,8 @@ pub(super) struct Window {
     pub(super) room: Notify,
     /// Wakes the transport: there is a batch to send, or the window is closed.
     pub(super) work: Notify,
+    /// Wakes a transport that waits to try again, once: the window was closed.
+    pub(super) closing: Notify,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl Window {
             metrics,
             room: Notify::new(),
             work: Notify::new(),
+            closing: Notify::new(),
         }
     }
 
@@ -199,6 +202,12 @@ impl Window {
             state.closed = true;
             state
         });
+        self.closing.notify_one();
+    }
+
+    /// True once it takes no more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
     }
 
     /// Takes no more and gives up what is held, for `reason`.

@@ -165,6 +165,27 @@ async fn batches_are_kept_while_there_is_no_server() {
 }
 
 /// For both transports: withholds acknowledgements and looks at what is held.
+#[tokio::test]
+async fn draining_does_not_wait_for_the_next_attempt() {
+    let recorder = Recorder::new(Mood::Willing);
+    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = reserved.local_addr().unwrap();
+    drop(reserved);
+    let never = Duration::from_secs(3600);
+    let (handle, ledger) = start(UplinkConfig {
+        backoff: Backoff { min: never, max: never },
+        ..uplink(grpc(address))
+    });
+    handle.send(batch(0..500)).await;
+    until(|| handle.metrics().connect_failures_total() > 0).await;
+    // The aggregator is back, but the next attempt is an hour away.
+    let server = Server::start(at(address), recorder.clone()).await;
+    assert_eq!(handle.drain(PATIENCE).await, Unacked::default());
+    recorder.assert_exactly(500);
+    assert_closed(&ledger, "uplink.send", 500);
+    server.stop().await;
+}
+
 async fn window_is_bounded(transport: Transport, recorder: &Recorder) {
     let config = UplinkConfig {
         window_batches: 4,
