@@ -26,8 +26,6 @@ use super::{
 
 /// Answers are small; anything larger is not our protocol.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
-/// Longest wait between attempts while draining, which is short itself.
-const DRAIN_RETRY_MAX: Duration = Duration::from_millis(500);
 
 pub(super) struct Grpc {
     pub(super) hello: Hello,
@@ -122,10 +120,7 @@ impl Grpc {
             if progress {
                 attempt = 0;
             }
-            let mut wait = self.backoff.delay(attempt);
-            if window.is_closed() {
-                wait = wait.min(DRAIN_RETRY_MAX);
-            }
+            let wait = self.backoff.delay(attempt);
             attempt = attempt.saturating_add(1);
             if let Some(suppressed) = LOG_LIMIT.allow() {
                 let (endpoint, held) = (&self.config.endpoint, window.unacked());
@@ -134,11 +129,7 @@ impl Grpc {
                     suppressed, "uplink is down: batches are kept"
                 );
             }
-            tokio::select! {
-                () = time::sleep(wait) => {}
-                // Little time is left for what is held: the aggregator may be back.
-                () = window.closing.notified() => {}
-            }
+            window.pause(wait).await;
         }
     }
 

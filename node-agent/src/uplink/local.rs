@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aggregator::pipeline::{Accept, BatchId, Delivery};
 use records::{Globals, Str};
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{LOG_LIMIT, config::Backoff, window::Window};
@@ -58,7 +58,7 @@ impl Local {
                     if let Some(suppressed) = LOG_LIMIT.allow() {
                         tracing::warn!(seq, %error, suppressed, "batch refused: kept and tried again");
                     }
-                    time::sleep(self.backoff.delay(attempt)).await;
+                    window.pause(self.backoff.delay(attempt)).await;
                     attempt += 1;
                 }
             }

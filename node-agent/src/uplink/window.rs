@@ -2,18 +2,20 @@
 //!
 //! Every record that enters is counted in ledger stage `uplink.send` as entered, and as emitted or lost when it leaves.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use records::RecordBatch;
 use telemetry::Stage;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time};
 
 use super::{metrics::UplinkMetrics, split::Piece};
 
 /// Times a batch is sent after the aggregator said that it does not understand it. The second time it is another stream
 /// with fresh texts; if that does not help, nothing will.
 const MAX_REJECTIONS: u8 = 2;
+/// Longest wait between attempts while draining, which is short itself.
+const DRAIN_RETRY_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Window {
@@ -27,7 +29,7 @@ pub(super) struct Window {
     /// Wakes the transport: there is a batch to send, or the window is closed.
     pub(super) work: Notify,
     /// Wakes a transport that waits to try again, once: the window was closed.
-    pub(super) closing: Notify,
+    closing: Notify,
 }
 
 #[derive(Debug)]
@@ -205,9 +207,15 @@ impl Window {
         self.closing.notify_one();
     }
 
-    /// True once it takes no more.
-    pub(super) fn is_closed(&self) -> bool {
-        self.state.lock().closed
+    /// Waits before the next attempt; once the window is closed, little time is left for what is held, and the
+    /// aggregator may be back.
+    pub(super) async fn pause(&self, wait: Duration) {
+        let closed = self.state.lock().closed;
+        let wait = if closed { wait.min(DRAIN_RETRY_MAX) } else { wait };
+        tokio::select! {
+            () = time::sleep(wait) => {}
+            () = self.closing.notified() => {}
+        }
     }
 
     /// Takes no more and gives up what is held, for `reason`.

@@ -15,7 +15,7 @@ mod tls;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aggregator::ingest::IngestConfig;
-use node_agent::uplink::{Transport, TrySendError, Uplink, UplinkConfig, UplinkHandle};
+use node_agent::uplink::{Backoff, Transport, TrySendError, Uplink, UplinkConfig, UplinkHandle};
 use records::{K8sEndpoint, Netflow, RecordBatch};
 use telemetry::Ledger;
 use tokio::time;
@@ -164,28 +164,44 @@ async fn batches_are_kept_while_there_is_no_server() {
     assert_eq!(closed(&ledger, "uplink.send"), (10, 10, 0, 0));
 }
 
-/// For both transports: withholds acknowledgements and looks at what is held.
-#[tokio::test]
-async fn draining_does_not_wait_for_the_next_attempt() {
-    let recorder = Recorder::new(Mood::Willing);
-    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = reserved.local_addr().unwrap();
-    drop(reserved);
-    let never = Duration::from_secs(3600);
+/// A transport whose next attempt is far away is asked to drain; `heal` makes attempts succeed.
+async fn draining_does_not_wait(transport: Transport, heal: impl AsyncFnOnce(), failures: fn(&UplinkHandle) -> u64) {
+    let hour = Duration::from_secs(3600);
     let (handle, ledger) = start(UplinkConfig {
-        backoff: Backoff { min: never, max: never },
-        ..uplink(grpc(address))
+        backoff: Backoff { min: hour, max: hour },
+        ..uplink(transport)
     });
-    handle.send(batch(0..500)).await;
-    until(|| handle.metrics().connect_failures_total() > 0).await;
-    // The aggregator is back, but the next attempt is an hour away.
-    let server = Server::start(at(address), recorder.clone()).await;
-    assert_eq!(handle.drain(PATIENCE).await, Unacked::default());
-    recorder.assert_exactly(500);
-    assert_closed(&ledger, "uplink.send", 500);
-    server.stop().await;
+    handle.send(flows(0..10)).await;
+    until("an attempt failed", || failures(&handle) > 0).await;
+    heal().await;
+    assert_eq!(handle.drain(PATIENCE).await.records, 0);
+    assert_eq!(closed(&ledger, "uplink.send"), (10, 10, 0, 0));
 }
 
+#[tokio::test]
+async fn draining_does_not_wait_for_the_next_attempt_over_grpc() {
+    let recorder = Recorder::new(Mood::Willing);
+    let probe = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = probe.local_addr().unwrap();
+    drop(probe);
+    let mut server = None;
+    let back = async || server = Some(Server::start(at(address), recorder.clone()).await);
+    draining_does_not_wait(grpc(address), back, |handle| handle.metrics().connect_failures()).await;
+    recorder.assert_exactly(10);
+}
+
+#[tokio::test]
+async fn draining_does_not_wait_for_the_next_attempt_locally() {
+    let recorder = Recorder::new(Mood::Full);
+    let heal = async || recorder.set(Mood::Willing);
+    draining_does_not_wait(Transport::Local(recorder.clone()), heal, |handle| {
+        handle.metrics().busy()
+    })
+    .await;
+    recorder.assert_exactly(10);
+}
+
+/// For both transports: withholds acknowledgements and looks at what is held.
 async fn window_is_bounded(transport: Transport, recorder: &Recorder) {
     let config = UplinkConfig {
         window_batches: 4,
