@@ -5,7 +5,7 @@
 #
 # The node agent needs root (uid 0) and, of root's rights, only the capabilities in docs/CAPABILITIES.md:
 #   docker run --user 0 --cap-drop ALL --cap-add BPF --cap-add PERFMON --cap-add NET_ADMIN --cap-add SYS_PTRACE \
-#     --cap-add DAC_READ_SEARCH --cap-add SYS_RESOURCE --pid host --network host ebpf-collector node-agent ...
+#     --cap-add DAC_READ_SEARCH --cap-add SYS_RESOURCE --pid host --cgroupns host --network host ebpf-collector node-agent ...
 # The aggregator needs none and runs as the image's user.
 #
 # Engines without BuildKit build the stages in order up to the target: what `prebuilt` needs comes first.

@@ -69,7 +69,7 @@ doctor() {
     for capability in "${CAPABILITIES[@]}"; do grants+=(--cap-add "$capability"); done
     if container=$("${DOCKER[@]}" create "${grants[@]}" "$IMAGE" node-agent 2>&1); then
         "${DOCKER[@]}" rm "$container" >/dev/null
-        run_image --user 0 "${grants[@]}" --pid host "$IMAGE" node-agent doctor
+        run_image --user 0 "${grants[@]}" --pid host --cgroupns host "$IMAGE" node-agent doctor
     elif [[ $container == *"unknown capability"* ]] && have runc && can_be_root; then
         note "this engine is older than CAP_BPF; running the image's files with runc, which is what engines use themselves"
         doctor_with_runc

@@ -51,7 +51,7 @@ tier_unit() {
 }
 
 # What loads programs into this machine's kernel: tests marked #[ignore = "native: ..."], one at a time, then the exactness
-# run, in which every process counts its own traffic.
+# run, in which every process counts its own traffic, then the whole way to DataWay: the demo, and the chain under faults.
 tier_native() {
     can_be_root || { echo "needs root, or sudo without a password" && return $SKIPPED; }
     static_binaries || return
@@ -64,7 +64,17 @@ tier_native() {
         check "exactness on this kernel, $topology" \
             as_root dist/test/exactness --agent dist/node-agent --topology "$topology" || status=1
     done
+    check "demo" cargo xtask demo --seconds 5 || status=1
+    check "chain: aggregator killed five times, DataWay failing" chain || status=1
+    check "chain: DataWay gone" chain --outage || status=1
+    check "chain: TLS, strangers refused" chain --tls --seconds 10 --kills 2 || status=1
     return $status
+}
+
+# Traffic through agent and aggregator to a DataWay stub while they fail; every record has to arrive exactly once.
+chain() {
+    as_root dist/test/chain --agent dist/node-agent --aggregator dist/aggregator --traffic dist/test/traffic \
+        --memory-mib 64 "$@"
 }
 
 # The same on every kernel we promise, and what the agent says about each.

@@ -13,11 +13,20 @@
 #![cfg_attr(target_arch = "bpf", allow(internal_features))]
 
 #[cfg(target_arch = "bpf")]
+#[path = "ebpf_net/accept.rs"]
+mod accept;
+#[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/kernel.rs"]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/maps.rs"]
 mod maps;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_net/report.rs"]
+mod report;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_net/sample.rs"]
+mod sample;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/tcp.rs"]
 mod tcp;

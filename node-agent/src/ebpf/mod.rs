@@ -5,6 +5,7 @@
 //! ```
 //! Features are probed by trying; no version strings. A program that fails to load or attach costs its feature only.
 
+mod attach;
 pub mod btf;
 pub mod capability;
 pub mod net;

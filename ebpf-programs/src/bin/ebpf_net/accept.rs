@@ -1,0 +1,201 @@
+//! Who owns an accepted connection: the accepting process, or the child it forks to serve it.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    macros::{fexit, kretprobe, raw_tracepoint},
+    programs::{FExitContext, RawTracePointContext, RetProbeContext},
+};
+use ebpf_common::net::{Conn, Inherited, Tuple, direction};
+use ebpf_programs::net::state;
+
+use crate::{
+    kernel::{current_process, read, read_tuple, sock_of_fd, voluntary_switches},
+    maps::{CONNS, INHERITED, LAST_ACCEPT, config, offsets},
+    report::IPPROTO_TCP,
+    tcp::{EMPTY, excluded, now},
+};
+
+/// Return of `inet_csk_accept(sk, arg)` (6.10 and later), in the accepting process. Sees io_uring too.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_exit_2(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(2));
+    0
+}
+
+/// Return of `inet_csk_accept(sk, flags, err, kern)` (before 6.10).
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_exit_4(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(4));
+    0
+}
+
+/// The same hook again, for the accept of a process that preempted another one inside `accept_exit_2`.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_again_2(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(2));
+    0
+}
+
+/// As `accept_again_2`, before 6.10.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_again_4(ctx: FExitContext) -> i32 {
+    accept_exited(ctx.arg(4));
+    0
+}
+
+#[inline(always)]
+fn accept_exited(sk: u64) {
+    if sk != 0 {
+        accepted(sk);
+    }
+}
+
+/// The same by kretprobe. A process blocked in accept holds one of few return slots, so some returns are missed.
+#[kretprobe]
+pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
+    accept_exited(ctx.ret());
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`: the way to see accept where kernel functions cannot be probed.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn accept_syscall(ctx: RawTracePointContext) -> i32 {
+    let ret: i64 = ctx.arg(1);
+    // Most calls end here: 0 is no descriptor that a server accepts into.
+    if ret <= 0 || ret > i32::MAX as i64 {
+        return 0;
+    }
+    let regs: u64 = ctx.arg(0);
+    let off = offsets();
+    // The syscall number is an int on arm64 and a long on x86-64; both are little-endian.
+    let nr: u32 = read(regs, off.syscall_nr);
+    if nr == off.nr_accept || nr == off.nr_accept4 {
+        let sk = sock_of_fd(ret as u32);
+        if sk != 0 {
+            accepted(sk);
+        }
+    }
+    0
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: a process that forks right after it
+/// accepted a connection made the child to serve it.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
+    let (parent, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let off = offsets();
+    let (parent_pid, child_pid): (u32, u32) = (read(parent, off.tgid), read(child, off.tgid));
+    // A thread, or a process that accepted nothing since its last fork.
+    if parent_pid == child_pid {
+        return 0;
+    }
+    let Some(inherited) = LAST_ACCEPT.get_ptr(parent_pid) else {
+        return 0;
+    };
+    // SAFETY: a live map value of integers.
+    let inherited = unsafe { *inherited };
+    let _ = LAST_ACCEPT.remove(parent_pid);
+    let Some(conn) = CONNS.get_ptr_mut(inherited.sk) else {
+        return 0;
+    };
+    // SAFETY: a live map value.
+    let conn = unsafe { &mut *conn };
+    if conn.id == inherited.id && conn.owner_pid == parent_pid && conn.closer_pid == 0 {
+        conn.forker_pid = parent_pid;
+        conn.forker_nvcsw = voluntary_switches(parent);
+        conn.owner_pid = child_pid;
+        let _ = INHERITED.insert(child_pid, &inherited, BPF_ANY as u64);
+    }
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`: the process has a new name, and
+/// descriptors marked close-on-exec are closed.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    let (pid, comm) = current_process();
+    let Some(inherited) = INHERITED.get_ptr(pid) else {
+        return 0;
+    };
+    // SAFETY: a live map value of integers.
+    let inherited = unsafe { *inherited };
+    let held = holds(inherited.sk);
+    if let Some(conn) = CONNS.get_ptr_mut(inherited.sk) {
+        // SAFETY: a live map value.
+        let conn = unsafe { &mut *conn };
+        if conn.id == inherited.id && conn.owner_pid == pid {
+            if held {
+                conn.owner_comm = comm;
+            } else {
+                // A helper that does not serve the connection. The name was the forker's all along.
+                conn.owner_pid = conn.forker_pid;
+                conn.forker_pid = 0;
+            }
+        }
+    }
+    0
+}
+
+/// True if one of the current process's first descriptors is this socket.
+#[inline(always)]
+fn holds(sk: u64) -> bool {
+    for fd in 0..FDS_LOOKED_AT {
+        if sock_of_fd(fd) == sk {
+            return true;
+        }
+    }
+    false
+}
+
+/// A server's child has its connection among its first descriptors.
+const FDS_LOOKED_AT: u32 = 64;
+/// Voluntary context switches that the fork itself may cost the forker.
+pub(crate) const SWITCHES_OF_FORK: u64 = 1;
+
+/// Accept returned this socket to the current process. It may do so just before the last step of the handshake, and the
+/// hook may have missed that step.
+#[inline(always)]
+fn accepted(sk: u64) {
+    let (pid, comm) = current_process();
+    let id;
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map value; accept happens once per connection.
+        let conn = unsafe { &mut *conn };
+        if conn.owner_pid == pid || conn.forker_pid == pid {
+            // Seen already, see `accept_again_2`.
+            return;
+        }
+        conn.owner_comm = comm;
+        conn.owner_pid = pid;
+        id = conn.id;
+    } else {
+        let mut tuple = Tuple::default();
+        let Some(config) = config() else { return };
+        let state = read::<u8>(sk, offsets().state) as u32;
+        if state == state::CLOSE
+            || read::<u16>(sk, offsets().protocol) != IPPROTO_TCP
+            || !read_tuple(sk, &mut tuple)
+            || excluded(&tuple, config)
+        {
+            return;
+        }
+        id = now();
+        let conn = Conn {
+            id,
+            owner_pid: pid,
+            owner_comm: comm,
+            direction: direction::INCOMING,
+            ..EMPTY
+        };
+        // If the handshake completes meanwhile, its entry stands and the owner is added to it.
+        if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_err()
+            && let Some(conn) = CONNS.get_ptr_mut(sk)
+        {
+            // SAFETY: a live map value; accept happens once per connection.
+            let conn = unsafe { &mut *conn };
+            conn.owner_comm = comm;
+            conn.owner_pid = pid;
+        }
+    }
+    let _ = LAST_ACCEPT.insert(pid, &Inherited { sk, id }, BPF_ANY as u64);
+}

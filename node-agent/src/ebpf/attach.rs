@@ -1,0 +1,294 @@
+//! Attaches the programs of `ebpf-net`, hook by hook: each feature tries its hooks from best to last.
+
+use std::{fs::File, path::PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use aya::{
+    Btf, Ebpf,
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, FExit, KProbe, Program, RawTracePoint},
+};
+use ebpf_common::net::{ABSENT, NetOffsets};
+
+use super::{
+    btf::KernelTypes,
+    capability::Capabilities,
+    net::{TCP, TCP_OLDER, TCP_OPEN, TCP_OWNER, UDP_OVERFLOW, UDP_OWNER, UDP_RECEIVED, UDP_SENT},
+};
+
+/// Attaching, hook by hook.
+pub(super) struct Attach<'a> {
+    pub(super) ebpf: &'a mut Ebpf,
+    pub(super) offsets: &'a NetOffsets,
+    pub(super) missing: &'a [&'static str],
+    pub(super) refuse: &'a [String],
+    pub(super) types: &'a KernelTypes,
+}
+
+impl Attach<'_> {
+    pub(super) fn tcp(&mut self, capabilities: &mut Capabilities) {
+        let o = self.offsets;
+        let needed = [
+            o.family,
+            o.addrpair,
+            o.dport,
+            o.protocol,
+            o.sport,
+            o.bytes_acked,
+            o.snd_una,
+            o.bytes_received,
+            o.rcv_nxt,
+            o.copied_seq,
+            o.write_seq,
+            o.flags,
+            o.sock_dead_bit,
+            o.sock_done_bit,
+        ];
+        if needed.contains(&ABSENT) {
+            let reason = format!(
+                "this kernel lacks members that TCP accounting reads: {}",
+                self.missing.join(", ")
+            );
+            for name in [TCP, TCP_OPEN, TCP_OLDER, TCP_OWNER] {
+                capabilities.off(name, reason.clone());
+            }
+            return;
+        }
+        // All three are needed: the nested one sees what interrupts the first; without the last, entries of connections
+        // that end in a process's hands would stay.
+        let hooked = self
+            .raw_tracepoint("tcp_state", Some("inet_sock_set_state"))
+            .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")))
+            .and_then(|()| self.raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock")))
+            .and_then(|()| self.raw_tracepoint("tcp_destroy_nested", Some("tcp_destroy_sock")));
+        match hooked {
+            Ok(()) if self.missing.is_empty() => {
+                capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock")
+            }
+            Ok(()) => capabilities.degraded(
+                TCP,
+                "raw tracepoints inet_sock_set_state, tcp_destroy_sock",
+                format!("this kernel lacks {}", self.missing.join(", ")),
+            ),
+            Err(error) => {
+                for name in [TCP, TCP_OPEN, TCP_OLDER, TCP_OWNER] {
+                    capabilities.off(name, reason(&error));
+                }
+                return;
+            }
+        }
+        match self.raw_tracepoint("tcp_sample", None) {
+            Ok(()) => capabilities.on(TCP_OPEN, "program run on demand"),
+            Err(error) => capabilities.off(TCP_OPEN, reason(&error)),
+        }
+        match self.raw_tracepoint("adopt_socket", None) {
+            Ok(()) => capabilities.on(TCP_OLDER, "pidfd_getfd and program run on demand"),
+            Err(error) => capabilities.off(TCP_OLDER, reason(&error)),
+        }
+        self.owner(capabilities);
+    }
+
+    /// The accepting process: by return of the accept function, else by the system call.
+    fn owner(&mut self, capabilities: &mut Capabilities) {
+        let mut refusals = Vec::new();
+        let mut hook = None;
+        match self.types.parameters("inet_csk_accept") {
+            Some(count @ (2 | 4)) => {
+                let (first, again) = if count == 2 {
+                    ("accept_exit_2", "accept_again_2")
+                } else {
+                    ("accept_exit_4", "accept_again_4")
+                };
+                let function = "inet_csk_accept";
+                match self.fexit(first, function).and_then(|()| self.fexit(again, function)) {
+                    Ok(()) => hook = Some(("fexit inet_csk_accept", "")),
+                    Err(error) => refusals.push(format!("fexit: {}", reason(&error))),
+                }
+            }
+            other => refusals.push(format!("fexit: inet_csk_accept has {other:?} parameters")),
+        }
+        let fallbacks: [(&str, &str, &str); 2] = [
+            (
+                "accept_syscall",
+                "raw tracepoint sys_exit",
+                "accept through io_uring is named at close only",
+            ),
+            (
+                "accept_return",
+                "kretprobe inet_csk_accept",
+                "with many processes blocked in accept some are named at close only",
+            ),
+        ];
+        for (program, label, limit) in fallbacks {
+            if hook.is_some() {
+                break;
+            }
+            let attached = if program == "accept_return" {
+                self.kretprobe(program, "inet_csk_accept")
+            } else {
+                self.raw_tracepoint(program, Some("sys_exit"))
+            };
+            match attached {
+                Ok(()) => hook = Some((label, limit)),
+                Err(error) => refusals.push(format!("{program}: {}", reason(&error))),
+            }
+        }
+        let forks = self
+            .raw_tracepoint("process_fork", Some("sched_process_fork"))
+            .and_then(|()| self.raw_tracepoint("process_exec", Some("sched_process_exec")));
+        let fork_limit = forks
+            .err()
+            .map(|error| format!("children of forking servers: {}", reason(&error)));
+        let (label, limit) = hook.unwrap_or((
+            "close and descriptor scan",
+            "accepting processes are named at close only",
+        ));
+        if limit.is_empty() && fork_limit.is_none() {
+            capabilities.on(TCP_OWNER, label);
+        } else {
+            let mut reasons: Vec<String> = (!limit.is_empty()).then(|| limit.to_owned()).into_iter().collect();
+            reasons.extend(refusals);
+            reasons.extend(fork_limit);
+            capabilities.degraded(TCP_OWNER, label, reasons.join("; "));
+        }
+    }
+
+    pub(super) fn udp(&mut self, capabilities: &mut Capabilities) {
+        let cgroup = match cgroup2_root() {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                for name in [UDP_SENT, UDP_RECEIVED, UDP_OVERFLOW, UDP_OWNER] {
+                    capabilities.off(name, reason(&error));
+                }
+                return;
+            }
+        };
+        let (path, file) = cgroup;
+        // The root of the whole hierarchy has no type; a cgroup namespace shows a part of it as its root.
+        let partial = path.join("cgroup.type").exists();
+        for (name, program, attach) in [
+            (UDP_SENT, "udp_egress", CgroupSkbAttachType::Egress),
+            (UDP_RECEIVED, "udp_ingress", CgroupSkbAttachType::Ingress),
+        ] {
+            match self.cgroup_skb(program, &file, attach) {
+                Ok(()) if partial => capabilities.degraded(
+                    name,
+                    format!("cgroup_skb at {}", path.display()),
+                    "this is a cgroup namespace: only sockets of this container are seen; run in the host's (docker: \
+                     --cgroupns host)",
+                ),
+                Ok(()) => capabilities.on(name, format!("cgroup_skb at {}", path.display())),
+                Err(error) => capabilities.off(name, reason(&error)),
+            }
+        }
+        match self.raw_tracepoint("udp_overflow", Some("udp_fail_queue_rcv_skb")) {
+            Ok(()) => capabilities.on(UDP_OVERFLOW, "raw tracepoint udp_fail_queue_rcv_skb"),
+            Err(error) => capabilities.degraded(
+                UDP_OVERFLOW,
+                "",
+                format!(
+                    "datagrams dropped at a full receive queue count as received: {}",
+                    reason(&error)
+                ),
+            ),
+        }
+        match self.cgroup_sock("sock_create", &file) {
+            Ok(()) => capabilities.on(UDP_OWNER, format!("cgroup sock_create at {}", path.display())),
+            Err(error) => capabilities.degraded(
+                UDP_OWNER,
+                "sender and descriptor scan",
+                format!(
+                    "sockets that only receive and live less than an interval have no process: {}",
+                    reason(&error)
+                ),
+            ),
+        }
+    }
+
+    fn program<'p, T>(&'p mut self, name: &str) -> anyhow::Result<&'p mut T>
+    where
+        &'p mut T: TryFrom<&'p mut Program, Error: std::error::Error + Send + Sync + 'static>,
+    {
+        if self.refuse.iter().any(|refused| refused == name) {
+            return Err(anyhow!("program {name} is refused by the option refuse_programs"));
+        }
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("object has no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    fn raw_tracepoint(&mut self, name: &str, tracepoint: Option<&str>) -> anyhow::Result<()> {
+        let program: &mut RawTracePoint = self.program(name)?;
+        program.load()?;
+        if let Some(tracepoint) = tracepoint {
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("tracepoint {tracepoint}"))?;
+        }
+        Ok(())
+    }
+
+    fn fexit(&mut self, name: &str, function: &str) -> anyhow::Result<()> {
+        let types = Btf::from_sys_fs()?;
+        let program: &mut FExit = self.program(name)?;
+        program.load(function, &types)?;
+        program.attach().with_context(|| format!("function {function}"))?;
+        Ok(())
+    }
+
+    fn kretprobe(&mut self, name: &str, function: &str) -> anyhow::Result<()> {
+        let program: &mut KProbe = self.program(name)?;
+        program.load()?;
+        program
+            .attach(function, 0)
+            .with_context(|| format!("function {function}"))?;
+        Ok(())
+    }
+
+    fn cgroup_skb(&mut self, name: &str, cgroup: &File, attach: CgroupSkbAttachType) -> anyhow::Result<()> {
+        let program: &mut CgroupSkb = self.program(name)?;
+        program.load()?;
+        program
+            .attach(cgroup, attach, CgroupAttachMode::Single)
+            .context("attach to the cgroup root")?;
+        Ok(())
+    }
+
+    fn cgroup_sock(&mut self, name: &str, cgroup: &File) -> anyhow::Result<()> {
+        let program: &mut CgroupSock = self.program(name)?;
+        program.load()?;
+        program
+            .attach(cgroup, CgroupAttachMode::Single)
+            .context("attach to the cgroup root")?;
+        Ok(())
+    }
+}
+
+/// The root of the cgroup v2 hierarchy: on hybrid systems it is mounted beside the v1 controllers.
+fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let path = mounts
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let mut left = left.split(' ').skip(3);
+            (right.starts_with("cgroup2 ") && left.next() == Some("/")).then(|| left.next())?
+        })
+        .next()
+        .ok_or_else(|| {
+            anyhow!("cgroup v2 is not mounted; mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+        })?;
+    let path = PathBuf::from(path);
+    let file = File::open(&path).with_context(|| format!("cannot open cgroup root {}", path.display()))?;
+    Ok((path, file))
+}
+
+/// An error with its causes on one line, without the verifier's log.
+fn reason(error: &anyhow::Error) -> String {
+    let mut text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    if let Some(end) = text.find('\n') {
+        text.truncate(end);
+    }
+    text
+}
