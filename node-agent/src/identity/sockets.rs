@@ -61,6 +61,11 @@ fn sockets_of(proc: &Proc, pid: u32, visit: &mut impl FnMut(Held)) -> io::Result
         // SAFETY: `name` is NUL terminated and `target` has the given size.
         let len = unsafe { libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), target.as_mut_ptr().cast(), target.len()) };
         let Some(target) = usize::try_from(len).ok().and_then(|len| target.get(..len)) else {
+            let error = io::Error::last_os_error();
+            // The names can be listed without the right to look behind any of them; then all of the process are refused.
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                return Err(error);
+            }
             continue;
         };
         if let Some(inode) = socket_inode(target) {

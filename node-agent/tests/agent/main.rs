@@ -1,0 +1,24 @@
+//! The real `node-agent` process under what users and machines do to it: bad options, missing rights, a kernel that lacks
+//! something, too little room, a DataWay that refuses, sudden ends. What it should have counted is known from outside: the
+//! tests make the traffic themselves and count it.
+//!
+//! Tests marked `native` load programs into this machine's kernel; the native tier runs them as root, one at a time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod dataway;
+mod degrade;
+mod lifecycle;
+mod load;
+mod options;
+mod privileges;
+mod process;
+mod refusals;
+mod traffic;
