@@ -2,6 +2,7 @@
 //! faults.
 
 pub mod chain;
+pub mod clockstep;
 pub mod dataway;
 pub mod demo;
 pub mod exactness;

@@ -20,6 +20,8 @@ pub struct Wanted {
     pub kills: u32,
     /// Faults that DataWay's requests were to meet.
     pub faults: Vec<Fault>,
+    /// Batches were to be sent again: the aggregator was killed after they had been sent.
+    pub resends: bool,
     /// DataWay was to be gone for a time.
     pub outage: bool,
     /// TLS between agent and aggregator.
@@ -117,6 +119,11 @@ pub fn judge(wanted: &Wanted, outcome: &Outcome) -> Vec<Check> {
     ));
     for fault in &wanted.faults {
         met(fault, &outcome.stub, &mut checks);
+    }
+    if wanted.resends {
+        checks.push(check("faults", "batches were sent again", outcome.resent > 0.0, || {
+            "none were".to_owned()
+        }));
     }
     if wanted.outage {
         outage(outcome.outage, &mut checks);

@@ -9,6 +9,7 @@ fn wanted() -> Wanted {
     Wanted {
         kills: 1,
         faults: faults(Duration::from_secs(60)),
+        resends: true,
         outage: true,
         tls: true,
         memory_kib: 1000,
@@ -104,7 +105,7 @@ type Spoil = (&'static str, fn(&mut Outcome));
 
 #[test]
 fn each_broken_promise_is_one_failure() {
-    let spoil: [Spoil; 20] = [
+    let spoil: [Spoil; 21] = [
         ("chain-x tcp incoming", |o| o.lines[0].problems.push("1 off".to_owned())),
         ("incoming tcp traffic", |o| o.lines[0].own = Counts::default()),
         ("outgoing udp traffic", |o| {
@@ -134,6 +135,7 @@ fn each_broken_promise_is_one_failure() {
         ("waited in the queue", |o| {
             o.outage.as_mut().unwrap().backlog[1].points = 0.0
         }),
+        ("sent again", |o| o.resent = 0.0),
         ("without certificate", |o| o.peers[0].1 = Answer::Served),
         ("agent's certificate", |o| {
             let _ = o.peers.pop();

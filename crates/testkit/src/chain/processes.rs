@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context as _;
 
 use super::peers::Certificates;
-use crate::service::{Launch, LedgerCounts, Service};
+use crate::{
+    service::{Launch, LedgerCounts, Service},
+    traffic::sys,
+};
 
 /// Longest wait for a program to be ready: loading the agent's programs takes a few seconds on a slow machine.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -181,6 +184,17 @@ impl Aggregator {
             self.kills += 1;
         }
         Ok(())
+    }
+
+    /// SIGSTOP, until it is killed.
+    pub fn freeze(&self) {
+        if let Some(pid) = self
+            .current
+            .as_ref()
+            .and_then(|current| i32::try_from(current.pid()).ok())
+        {
+            sys::kill(pid, libc::SIGSTOP);
+        }
     }
 
     /// Starts it again, without waiting for anything. Nothing happens while it runs.

@@ -113,6 +113,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             } else {
                 schedule::faults(Duration::from_secs(options.seconds.into()))
             },
+            resends: plan(options).0.iter().any(|step| step.event == Event::Freeze),
             outage: options.outage,
             tls: options.tls,
             memory_kib: options.memory_mib << 10,
@@ -140,6 +141,17 @@ fn program(given: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// What is to happen, and for how long traffic is made.
+fn plan(options: &Options) -> (Vec<Step>, Duration) {
+    if options.outage {
+        let length = Duration::from_secs(options.outage_seconds.into());
+        (schedule::outage(AROUND_OUTAGE, length), AROUND_OUTAGE * 2 + length)
+    } else {
+        let length = Duration::from_secs(options.seconds.into());
+        (schedule::storm(length, options.kills, options.seed), length)
+    }
 }
 
 struct Test<'a> {
@@ -237,13 +249,7 @@ fn carry_out(options: &Options, directory: &Path) -> anyhow::Result<Outcome> {
 impl Test<'_> {
     /// Traffic on, and everything that is to happen meanwhile.
     fn perform(&mut self, cast: &Cast, stage: &Stage) -> anyhow::Result<()> {
-        let (steps, total) = if self.options.outage {
-            let length = Duration::from_secs(self.options.outage_seconds.into());
-            (schedule::outage(AROUND_OUTAGE, length), AROUND_OUTAGE * 2 + length)
-        } else {
-            let length = Duration::from_secs(self.options.seconds.into());
-            (schedule::storm(length, self.options.kills, self.options.seed), length)
-        };
+        let (steps, total) = plan(self.options);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let playing = scope.spawn(|| cast.play(stage, &stop));
@@ -276,6 +282,7 @@ impl Test<'_> {
     fn take(&mut self, event: &Event) -> anyhow::Result<()> {
         match event {
             Event::Fault(fault) => self.stub.set_fault(fault.clone()),
+            Event::Freeze => self.aggregator.freeze(),
             Event::Kill => self.aggregator.kill()?,
             Event::Restart => self.aggregator.restart()?,
             Event::Gone => {

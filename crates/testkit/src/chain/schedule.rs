@@ -11,11 +11,16 @@ const FAULT_MIN: Duration = Duration::from_millis(2500);
 /// Longest time that a killed aggregator stays away.
 const DOWN_MAX: Duration = Duration::from_secs(1);
 
+/// Time that a frozen aggregator has left: the agent, which flushes every second, sends it something.
+const FROZEN: Duration = Duration::from_millis(1500);
+
 /// Something that happens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// DataWay does this from now on.
     Fault(Fault),
+    /// The aggregator gets SIGSTOP: what reaches it now dies with it, unacknowledged.
+    Freeze,
     /// The aggregator gets SIGKILL.
     Kill,
     /// The aggregator is started again.
@@ -60,6 +65,7 @@ pub fn faults(length: Duration) -> Vec<Fault> {
 }
 
 /// Rounds of [`faults`] over `length`, and `kills` kills: one in each of `kills` equal parts of it, at a random moment.
+/// Every other one comes while the aggregator is frozen, if there is time for that.
 #[must_use]
 pub fn storm(length: Duration, kills: u32, seed: u64) -> Vec<Step> {
     let mut random = Random(Rng::new(seed));
@@ -81,8 +87,14 @@ pub fn storm(length: Duration, kills: u32, seed: u64) -> Vec<Step> {
     if kills > 0 {
         let part = length / kills;
         for index in 0..kills {
-            let at = part * index + part.mul_f64(random.between(0.1, 0.7));
+            let at = part * index + part.mul_f64(random.between(0.3, 0.7));
             let down = DOWN_MAX.min(part / 5).mul_f64(random.between(0.0, 1.0));
+            if index % 2 == 1 && FROZEN <= part.mul_f64(0.3) {
+                steps.push(Step {
+                    at: at - FROZEN,
+                    event: Event::Freeze,
+                });
+            }
             steps.push(Step { at, event: Event::Kill });
             steps.push(Step {
                 at: at + down,
@@ -155,6 +167,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn every_other_kill_is_of_a_frozen_aggregator() {
+        let steps = storm(Duration::from_secs(60), 5, 3);
+        let lives: Vec<_> = steps
+            .iter()
+            .filter(|step| matches!(step.event, Event::Freeze | Event::Kill))
+            .map(|step| step.event == Event::Freeze)
+            .collect();
+        assert_eq!(lives, [false, true, false, false, true, false, false]);
     }
 
     #[test]
