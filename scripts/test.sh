@@ -67,7 +67,7 @@ tier_native() {
     check "demo" cargo xtask demo --seconds 5 || status=1
     check "chain: aggregator killed five times, DataWay failing" chain || status=1
     check "chain: DataWay gone" chain --outage || status=1
-    check "chain: TLS, strangers refused" chain --tls --seconds 10 --kills 2 || status=1
+    check "chain: TLS, strangers refused" chain --tls --seconds 15 --kills 2 || status=1
     return $status
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::{dataway::Fault, traffic::rng::Rng};
 
 /// Rounds through all faults take about so long.
-const ROUND: Duration = Duration::from_secs(20);
-/// A fault lasts at least so long, so that the sender meets it between its pauses: short runs have fewer faults.
-const FAULT_MIN: Duration = Duration::from_millis(2500);
+const ROUND: Duration = Duration::from_secs(27);
+/// A fault lasts at least so long, so that the sender meets it even when it is frozen, killed and away meanwhile: short
+/// runs have fewer faults.
+const FAULT_MIN: Duration = Duration::from_millis(4500);
 /// Longest time that a killed aggregator stays away.
 const DOWN_MAX: Duration = Duration::from_secs(1);
 
@@ -147,7 +148,7 @@ mod tests {
                 assert_eq!(steps, storm(length, kills, seed));
                 assert!(steps.is_sorted_by_key(|step| step.at));
                 assert!(steps.last().unwrap().at < length);
-                let rounds = (seconds / 20).max(1);
+                let rounds = (seconds / 27).max(1);
                 for fault in faults(length) {
                     let times = steps
                         .iter()
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn faults_end_with_none_and_are_as_many_as_fit() {
-        for (seconds, number) in [(1, 1), (6, 2), (10, 4), (15, 6), (60, 6)] {
+        for (seconds, number) in [(1, 1), (6, 1), (10, 2), (15, 3), (27, 6), (60, 6)] {
             let faults = faults(Duration::from_secs(seconds));
             assert_eq!((faults.len(), faults.last()), (number, Some(&Fault::None)));
         }
