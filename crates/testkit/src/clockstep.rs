@@ -40,6 +40,9 @@ pub struct Options {
     /// The `node-agent` program
     #[arg(long)]
     pub agent: PathBuf,
+    /// One more argument for the agent; may be given several times
+    #[arg(long, allow_hyphen_values = true)]
+    pub agent_arg: Vec<String>,
     /// Yes, set this machine's clock
     #[arg(long)]
     pub allow: bool,
@@ -113,22 +116,28 @@ fn carry_out(options: &Options, directory: &Path, stub: &StubHandle) -> anyhow::
         status: 503,
         retry_after: None,
     });
+    let mut arguments = vec![
+        "standalone".to_owned(),
+        "--interval=1s".to_owned(),
+        "--loopback".to_owned(),
+        "--queue-max-age=30m".to_owned(),
+        format!("--dataway={}", stub.url()),
+        format!("--queue-dir={}", directory.join("queue").display()),
+        format!("--output-file={}", rows.display()),
+    ];
+    arguments.extend(options.agent_arg.iter().cloned());
     let launch = Launch {
         name: "agent",
         binary: options.agent.clone(),
-        arguments: vec![
-            "standalone".to_owned(),
-            "--interval=1s".to_owned(),
-            "--loopback".to_owned(),
-            "--queue-max-age=30m".to_owned(),
-            format!("--dataway={}", stub.url()),
-            format!("--queue-dir={}", directory.join("queue").display()),
-            format!("--output-file={}", rows.display()),
-        ],
+        arguments,
         admin: free_port()?,
         log: directory.join("agent.log"),
     };
-    let agent = Service::start(&launch, PATIENCE)?;
+    // Its log is watched, not its admin server: the only connections are those of the phases.
+    let agent = Service::spawn(&launch)?;
+    wait(&agent, PATIENCE, "the agent is up", || {
+        Ok(fs::read_to_string(&launch.log)?.contains("Agent is up"))
+    })?;
     let mut clock = Clock { offset: 0 };
     let mut phases = Vec::new();
     for (port, step) in (PORT..).zip([0, HOUR, -2 * HOUR, HOUR]) {
