@@ -187,6 +187,8 @@ pub struct Conn {
     pub closed_ns: u64,
     /// Counters at `closed_ns`.
     pub at_close: TcpCounters,
+    /// Ends at `closed_ns`: a disconnect clears the socket's own.
+    pub ends: Tuple,
     /// Thread group id that connected or accepted, 0 if unknown.
     pub owner_pid: u32,
     /// Thread group id that started the close, 0 if none did yet.
@@ -516,7 +518,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
     assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 152);
+    assert!(size_of::<Conn>() == 192);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
     assert!(size_of::<Adopt>() == 96);

@@ -55,11 +55,12 @@ impl Attach<'_> {
         }
         // All three are needed: the nested one sees what interrupts the first; without the last, entries of connections
         // that end in a process's hands would stay.
+        // The ends first: a connection that closes between the two must find its end hooked.
         let hooked = self
-            .raw_tracepoint("tcp_state", Some("inet_sock_set_state"))
-            .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")))
-            .and_then(|()| self.raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock")))
-            .and_then(|()| self.raw_tracepoint("tcp_destroy_nested", Some("tcp_destroy_sock")));
+            .raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock"))
+            .and_then(|()| self.raw_tracepoint("tcp_destroy_nested", Some("tcp_destroy_sock")))
+            .and_then(|()| self.raw_tracepoint("tcp_state", Some("inet_sock_set_state")))
+            .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")));
         match hooked {
             Ok(()) if self.missing.is_empty() => {
                 capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock")
@@ -70,6 +71,9 @@ impl Attach<'_> {
                 format!("this kernel lacks {}", self.missing.join(", ")),
             ),
             Err(error) => {
+                for program in ["tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"] {
+                    self.unload(program);
+                }
                 for name in [TCP, TCP_OPEN, TCP_OLDER, TCP_OWNER] {
                     capabilities.off(name, reason(&error));
                 }
@@ -216,6 +220,14 @@ impl Attach<'_> {
             .program_mut(name)
             .ok_or_else(|| anyhow!("object has no program {name}"))?;
         Ok(program.try_into()?)
+    }
+
+    /// Takes back a raw tracepoint program whose companions were refused.
+    fn unload(&mut self, name: &str) {
+        if let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) {
+            // It may not have been loaded at all.
+            let _ = program.unload();
+        }
     }
 
     fn raw_tracepoint(&mut self, name: &str, tracepoint: Option<&str>) -> anyhow::Result<()> {

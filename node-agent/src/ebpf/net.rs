@@ -90,6 +90,19 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         .map_max_entries("EVENTS", options.ring_buffer_size)
         .load(OBJECT)
         .context("cannot make the maps of ebpf-net; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
+    for name in &options.refuse {
+        if ebpf.program(name).is_none() {
+            let known: Vec<&str> = ebpf.programs().map(|(name, _)| name).collect();
+            return Err(api::ConfigErrors(vec![api::ConfigError {
+                option: "refuse-program".to_owned(),
+                value: Some(name.clone()),
+                origin: None,
+                problem: "is no kernel program of this build".to_owned(),
+                accepted: Some(known.join(", ")),
+            }])
+            .into());
+        }
+    }
     // Before anything is attached: the first event finds the settings.
     {
         let map = ebpf

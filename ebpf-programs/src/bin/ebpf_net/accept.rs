@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_get_current_pid_tgid,
     macros::{fexit, kretprobe, raw_tracepoint},
     programs::{FExitContext, RawTracePointContext, RetProbeContext},
 };
@@ -85,16 +86,16 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     let (parent, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     let off = offsets();
     let (parent_pid, child_pid): (u32, u32) = (read(parent, off.tgid), read(child, off.tgid));
-    // A thread, or a process that accepted nothing since its last fork.
+    // A new thread, or a thread that accepted nothing since its last fork. The parent is the current task.
     if parent_pid == child_pid {
         return 0;
     }
-    let Some(inherited) = LAST_ACCEPT.get_ptr(parent_pid) else {
+    let Some(inherited) = LAST_ACCEPT.get_ptr(current_thread()) else {
         return 0;
     };
     // SAFETY: a live map value of integers.
     let inherited = unsafe { *inherited };
-    let _ = LAST_ACCEPT.remove(parent_pid);
+    let _ = LAST_ACCEPT.remove(current_thread());
     let Some(conn) = CONNS.get_ptr_mut(inherited.sk) else {
         return 0;
     };
@@ -134,6 +135,12 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
         }
     }
     0
+}
+
+/// Thread id: a process may accept in one thread and fork in another for something else.
+#[inline(always)]
+fn current_thread() -> u32 {
+    bpf_get_current_pid_tgid() as u32
 }
 
 /// True if one of the current process's first descriptors is this socket.
@@ -197,5 +204,5 @@ fn accepted(sk: u64) {
             conn.owner_pid = pid;
         }
     }
-    let _ = LAST_ACCEPT.insert(pid, &Inherited { sk, id }, BPF_ANY as u64);
+    let _ = LAST_ACCEPT.insert(current_thread(), &Inherited { sk, id }, BPF_ANY as u64);
 }

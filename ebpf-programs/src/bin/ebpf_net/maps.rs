@@ -31,12 +31,15 @@ pub(crate) static UDP_AGG_1: HashMap<UdpKey, UdpAgg> = HashMap::with_max_entries
 /// Creator of each UDP socket by cookie. An evicted entry costs a name, never a count.
 #[map]
 pub(crate) static SOCK_OWNERS: LruHashMap<u64, SockOwner> = LruHashMap::with_max_entries(16_384, 0);
-/// Connection each process accepted last, while it has not forked since.
+/// Connection each thread accepted last, while it has not forked since.
 #[map]
 pub(crate) static LAST_ACCEPT: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
 /// Connection each forked child was made for.
 #[map]
 pub(crate) static INHERITED: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
+/// 1 once a connection found `CONNS` full: from then on a close without an entry may be of a young connection.
+#[map]
+pub(crate) static CONNS_WERE_FULL: Array<u64> = Array::with_max_entries(1, 0);
 /// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

@@ -12,7 +12,7 @@ use ebpf_programs::net::{fold_ports, guess_direction, is_loopback, is_v4, state}
 
 use crate::{
     kernel::atomic_add,
-    maps::{EVENTS, TCP_AGG_0, TCP_AGG_1, count},
+    maps::{CONNS_WERE_FULL, EVENTS, TCP_AGG_0, TCP_AGG_1, count},
     tcp::now,
 };
 
@@ -53,7 +53,8 @@ pub(crate) fn skip_reason(tuple: &Tuple, old: u32, config: &NetConfig) -> Option
     if old == state::SYN_SENT || old == state::SYN_RECV {
         return Some(stat::TCP_SKIP_NOT_ESTABLISHED);
     }
-    if now() < config.settled_ns {
+    let were_full = CONNS_WERE_FULL.get(0).is_some_and(|full| *full != 0);
+    if now() < config.settled_ns && !were_full {
         return Some(stat::TCP_SKIP_PREDATES);
     }
     None

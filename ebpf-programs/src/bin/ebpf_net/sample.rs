@@ -85,6 +85,11 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     };
     if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
         adopt.id = now;
+        // Closed meanwhile: its close found no entry, so nothing would ever end this one.
+        if read::<u8>(sk, off.state) as u32 == state::CLOSE {
+            let _ = CONNS.remove(sk);
+            adopt.id = 0;
+        }
     }
     0
 }
@@ -123,7 +128,11 @@ fn sample_one(one: &mut Sample) {
     }
     one.counters = counters;
     if want_identity {
-        read_tuple(one.sk, &mut one.tuple);
+        if conn.closed_ns == 0 {
+            read_tuple(one.sk, &mut one.tuple);
+        } else {
+            one.tuple = conn.ends;
+        }
         let socket: u64 = read(one.sk, off.socket);
         one.inode = if socket == 0 { 0 } else { read(socket, off.socket_ino) };
     }

@@ -15,7 +15,7 @@ use crate::{
         atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current, read, read_counters,
         read_tuple, voluntary_switches,
     },
-    maps::{CONNS, config, count, offsets},
+    maps::{CONNS, CONNS_WERE_FULL, config, count, offsets},
     report::{EMPTY_KEY, IPPROTO_TCP, end, send_close, skip_reason},
 };
 
@@ -103,6 +103,7 @@ pub(crate) const EMPTY: Conn = Conn {
     samples: 0,
     closed_ns: 0,
     at_close: NO_COUNTERS,
+    ends: EMPTY_KEY.tuple,
     owner_pid: 0,
     closer_pid: 0,
     owner_comm: [0; 16],
@@ -208,14 +209,24 @@ fn opened(sk: u64, direction: u8, config: &NetConfig) {
     match CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map value.
         Some(conn) => unsafe { (*conn).established_ns = now },
-        None => count(stat::TCP_CONN_MAP_FULL, 1),
+        None => untracked(),
     }
 }
 
 #[inline(always)]
 fn insert(sk: u64, conn: &Conn) {
     if CONNS.insert(sk, conn, BPF_ANY as u64).is_err() {
-        count(stat::TCP_CONN_MAP_FULL, 1);
+        untracked();
+    }
+}
+
+/// There is no room for an entry; the connection is counted at its close.
+#[inline(always)]
+fn untracked() {
+    count(stat::TCP_CONN_MAP_FULL, 1);
+    if let Some(full) = CONNS_WERE_FULL.get_ptr_mut(0) {
+        // SAFETY: a live map value that is only ever set to 1.
+        unsafe { core::ptr::write_volatile(full, 1) };
     }
 }
 
@@ -288,16 +299,17 @@ fn closed(sk: u64, old: u32, first: bool, config: &NetConfig) {
     // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
     note_closer(sk, config);
     conn.at_close = counters;
+    read_tuple(sk, &mut conn.ends);
     conn.closed_ns = now();
 }
 
-/// Counters of a closed connection now. A disconnect resets the socket's own, so the larger ones are right.
+/// Counters of a closed connection now: only what the process reads still grows. A disconnect resets the socket's own.
 #[inline(always)]
 pub(crate) fn latest(sk: u64, conn: &Conn) -> TcpCounters {
-    let connecting_side = conn.direction == direction::OUTGOING;
-    let mut counters = read_counters(sk, Some(conn.at_close.state), connecting_side);
-    if counters.read < conn.at_close.read || counters.written < conn.at_close.written {
-        counters = conn.at_close;
+    let mut counters = conn.at_close;
+    let read = read_counters(sk, Some(state::CLOSE), false).read;
+    if read > counters.read {
+        counters.read = read;
     }
     counters
 }
@@ -328,10 +340,19 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
         conn.owner_comm
     };
     let (id, adopted) = (conn.id, (conn.adopted & 1) as u32);
+    let (closed_ns, ends) = (conn.closed_ns, conn.ends);
     let mut counters = counters;
     subtract_base(&mut counters, conn);
     let _ = CONNS.remove(sk);
-    read_tuple(sk, &mut key.tuple);
+    key.tuple = ends;
+    if closed_ns == 0 {
+        read_tuple(sk, &mut key.tuple);
+    }
+    if key.tuple.local_port == 0 || key.tuple.remote_port == 0 {
+        // Another socket in the memory of one whose end was missed: never a connection.
+        count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
+        return;
+    }
     if slot != 0 {
         send_close(&key, &counters, &comm, id, slot, adopted, config);
     } else {

@@ -236,6 +236,12 @@ impl Tracker {
                     continue;
                 }
             }
+            if fresh && (sampled.tuple.local_port == 0 || sampled.tuple.remote_port == 0) {
+                // Not a connection any more: the memory is another socket's.
+                stale.push(sampled.sk);
+                self.free.push(*index);
+                continue;
+            }
             let mut established = 0;
             if fresh {
                 established = u64::from(conn.adopted == 0);

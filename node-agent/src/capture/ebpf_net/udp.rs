@@ -45,9 +45,10 @@ impl Flows {
         }
     }
 
-    /// Notes a socket that existed before the agent.
-    pub(super) fn add_older(&mut self, cookie: u64, connected: bool) {
+    /// Notes a socket that existed before the agent, and who holds it.
+    pub(super) fn add_older(&mut self, cookie: u64, connected: bool, holder: Owner) {
         self.older.insert(cookie, connected);
+        self.holders.insert(cookie, holder);
     }
 
     /// Replaces what the descriptor scan knows.
@@ -231,8 +232,8 @@ mod tests {
     #[test]
     fn older_sockets_are_judged_by_ports() {
         let mut flows = Flows::new(10_001, 32_768);
-        flows.add_older(1, false);
-        flows.add_older(2, true);
+        flows.add_older(1, false, (7, Comm::default()));
+        flows.add_older(2, true, (7, Comm::default()));
         let client = UdpKey {
             cookie: 1,
             local_port: 40_000,
