@@ -187,8 +187,6 @@ pub struct Conn {
     pub closed_ns: u64,
     /// Counters at `closed_ns`.
     pub at_close: TcpCounters,
-    /// Ends at `closed_ns`: a disconnect clears the socket's own.
-    pub ends: Tuple,
     /// Thread group id that connected or accepted, 0 if unknown.
     pub owner_pid: u32,
     /// Thread group id that started the close, 0 if none did yet.
@@ -201,8 +199,8 @@ pub struct Conn {
     pub direction: u8,
     /// 1 if the connection is older than its entry: its establishment is not counted.
     pub adopted: u8,
-    /// Zero.
-    pub _pad: [u8; 2],
+    /// Remote port at `closed_ns`: a disconnect clears the socket's own.
+    pub remote_port: u16,
     /// Thread group id of the process that accepted and then forked, 0 if none did.
     pub forker_pid: u32,
     /// The forker's voluntary context switches at that time.
@@ -518,7 +516,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
     assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 192);
+    assert!(size_of::<Conn>() == 152);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
     assert!(size_of::<Adopt>() == 96);

@@ -128,10 +128,9 @@ fn sample_one(one: &mut Sample) {
     }
     one.counters = counters;
     if want_identity {
-        if conn.closed_ns == 0 {
-            read_tuple(one.sk, &mut one.tuple);
-        } else {
-            one.tuple = conn.ends;
+        read_tuple(one.sk, &mut one.tuple);
+        if one.tuple.remote_port == 0 {
+            one.tuple.remote_port = conn.remote_port;
         }
         let socket: u64 = read(one.sk, off.socket);
         one.inode = if socket == 0 { 0 } else { read(socket, off.socket_ino) };

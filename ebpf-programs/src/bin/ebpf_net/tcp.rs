@@ -103,14 +103,13 @@ pub(crate) const EMPTY: Conn = Conn {
     samples: 0,
     closed_ns: 0,
     at_close: NO_COUNTERS,
-    ends: EMPTY_KEY.tuple,
     owner_pid: 0,
     closer_pid: 0,
     owner_comm: [0; 16],
     closer_comm: [0; 16],
     direction: 0,
     adopted: 0,
-    _pad: [0; 2],
+    remote_port: 0,
     forker_pid: 0,
     forker_nvcsw: 0,
 };
@@ -299,7 +298,7 @@ fn closed(sk: u64, old: u32, first: bool, config: &NetConfig) {
     // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
     note_closer(sk, config);
     conn.at_close = counters;
-    read_tuple(sk, &mut conn.ends);
+    conn.remote_port = u16::from_be(read(sk, offsets().dport));
     conn.closed_ns = now();
 }
 
@@ -340,13 +339,13 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
         conn.owner_comm
     };
     let (id, adopted) = (conn.id, (conn.adopted & 1) as u32);
-    let (closed_ns, ends) = (conn.closed_ns, conn.ends);
+    let remote_port = conn.remote_port;
     let mut counters = counters;
     subtract_base(&mut counters, conn);
     let _ = CONNS.remove(sk);
-    key.tuple = ends;
-    if closed_ns == 0 {
-        read_tuple(sk, &mut key.tuple);
+    read_tuple(sk, &mut key.tuple);
+    if key.tuple.remote_port == 0 {
+        key.tuple.remote_port = remote_port;
     }
     if key.tuple.local_port == 0 || key.tuple.remote_port == 0 {
         // Another socket in the memory of one whose end was missed: never a connection.
