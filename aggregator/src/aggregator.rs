@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     OpenError,
     config::{AggregatorConfig, ConfigError, DatawayConfig, SinkConfig, SinkKind},
+    ingest::SinkReport,
     pipeline::{
         Accept, Pipeline,
         committer::{COMMANDS, Command, Committer, Outlet, Upkeep, hand_over},
@@ -269,6 +270,13 @@ impl Aggregator {
     #[must_use]
     pub fn statuses(&self) -> Vec<SinkStatus> {
         self.states.statuses()
+    }
+
+    /// What [`Self::statuses`] tells, for the overview; nothing once this is gone.
+    #[must_use]
+    pub fn sink_report(&self) -> SinkReport {
+        let states = Arc::downgrade(&self.states);
+        Arc::new(move || states.upgrade().map(|states| states.statuses()).unwrap_or_default())
     }
 
     /// Refuses new batches, delivers what is queued until `deadline` has passed, then ends. What is left stays on disk and

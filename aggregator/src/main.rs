@@ -259,7 +259,7 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
     let aggregator = Aggregator::start(config, &telemetry, CancellationToken::new()).await?;
-    let ingest = Ingest::bind(ingest).await?;
+    let ingest = Ingest::bind(ingest).await?.with_sinks(aggregator.sink_report());
     telemetry.register("ingest", |registry| ingest.metrics().register(registry));
     let state = telemetry.health.fatal_component("ingest");
     let admin = telemetry::admin::serve(admin, telemetry.clone(), None, stop_admin.clone()).await?;

@@ -16,6 +16,7 @@ pub struct IngestMetrics {
     malformed: ByLabel,
     refused: ByLabel,
     reloads: ByLabel,
+    forgotten: ByLabel,
 }
 
 impl IngestMetrics {
@@ -34,6 +35,11 @@ impl IngestMetrics {
             "tls_reloads",
             "Times the certificate files were read again, by result",
             self.reloads.clone(),
+        );
+        registry.register(
+            "nodes_forgotten",
+            "Nodes dropped from the overview, by reason",
+            self.forgotten.clone(),
         );
     }
 
@@ -59,6 +65,16 @@ impl IngestMetrics {
 
     pub(super) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(super) fn node_forgotten(&self, reason: &'static str) {
+        self.forgotten.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Nodes forgotten since start, for any reason.
+    pub(super) fn nodes_forgotten(&self) -> u64 {
+        let of = |reason| self.forgotten.get_or_create(&[("reason", reason)]).get();
+        ["disconnected", "no_room"].into_iter().map(of).sum()
     }
 
     pub(super) fn reload(&self, result: &'static str) {

@@ -6,18 +6,22 @@
 //! A stream reads the next batch only while fewer than `max_unacked_batches` wait to be stored, so a slow disk pushes
 //! back through HTTP/2 flow control to the agent's window. Nothing is acknowledged before `accept` has returned.
 //!
+//! Beside the streams, `GetOverview` tells which nodes there are, what they can see, and how the sinks do.
+//!
 //! Ledger stage `ingest.stream`, in records. Entry: [`serve`], or [`Ingest::bind`] where the address is wanted.
 
 mod config;
 mod listen;
 mod metrics;
+mod nodes;
+mod overview;
 mod service;
 mod stream;
 mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use proto::v1::collector_server::CollectorServer;
+use proto::v1::{collector_server::CollectorServer, overview_service_server::OverviewServiceServer};
 use telemetry::Ledger;
 use tokio::{
     net::TcpListener,
@@ -31,26 +35,29 @@ use tonic_health::ServingStatus;
 
 pub use config::{IngestConfig, IngestError, ServerTls};
 pub use metrics::IngestMetrics;
+pub use overview::SinkReport;
 
 use crate::pipeline::Accept;
 use listen::Doorman;
+use nodes::{MAX_NODES, Nodes};
+use overview::Overviewer;
 use service::CollectorService;
 use tls::Certificates;
 
 /// HTTP/2 flow-control windows: one largest batch per stream, a few per connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// An agent uses one stream and a health check; more is not asked for.
+/// An agent uses one stream and a health check, the operator one overview at a time; more is not asked for.
 const STREAMS_PER_CONNECTION: u32 = 16;
 
 /// A bound listener, ready to serve.
-#[derive(Debug)]
 pub struct Ingest {
     config: IngestConfig,
     listener: TcpListener,
     address: SocketAddr,
     certificates: Option<Arc<Certificates>>,
     metrics: IngestMetrics,
+    sinks: SinkReport,
 }
 
 /// Binds and serves until `stop` is cancelled and the streams are drained.
@@ -100,6 +107,7 @@ impl Ingest {
             address,
             certificates,
             metrics: IngestMetrics::default(),
+            sinks: Arc::new(Vec::new),
         })
     }
 
@@ -107,6 +115,13 @@ impl Ingest {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Has the overview show the sinks that `report` tells; without this it shows none.
+    #[must_use]
+    pub fn with_sinks(mut self, report: SinkReport) -> Self {
+        self.sinks = report;
+        self
     }
 
     /// The counters, to be registered.
@@ -132,6 +147,7 @@ impl Ingest {
             address,
             certificates,
             metrics,
+            sinks,
         } = self;
         tracing::info!(%address, tls = certificates.is_some(), "ingest listens");
         // Ends helpers when this function returns or is dropped.
@@ -156,7 +172,13 @@ impl Ingest {
         let max_message_bytes = config.max_message_bytes;
         let (keepalive_interval, keepalive_timeout) = (config.keepalive_interval, config.keepalive_timeout);
         let drain_timeout = config.drain_timeout;
-        let service = CollectorService::new(config, accept, &ledger, metrics, stop.clone(), over);
+        let nodes = Nodes::new(MAX_NODES, metrics.clone());
+        let overview = Overviewer {
+            nodes: Arc::clone(&nodes),
+            sinks,
+            boot_id: rand::random_range(1..=u64::MAX),
+        };
+        let service = CollectorService::new(config, accept, &ledger, nodes, metrics, stop.clone(), over);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CollectorServer<CollectorService>>().await;
         let server = Server::builder()
@@ -166,6 +188,7 @@ impl Ingest {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(health_service)
+            .add_service(OverviewServiceServer::new(overview))
             .add_service(CollectorServer::new(service).max_decoding_message_size(max_message_bytes))
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
         tokio::pin!(server);

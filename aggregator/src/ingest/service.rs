@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{IngestConfig, IngestMetrics, listen::Peer, stream::Stream};
+use super::{IngestConfig, IngestMetrics, listen::Peer, nodes::Nodes, stream::Stream};
 use crate::pipeline::Accept;
 
 /// What all streams share.
@@ -23,6 +23,7 @@ pub(super) struct Shared {
     pub(super) accept: Arc<dyn Accept>,
     pub(super) stage: Stage,
     pub(super) metrics: IngestMetrics,
+    pub(super) nodes: Arc<Nodes>,
     /// Batches waiting to be stored, over all streams.
     pub(super) inflight: Arc<Semaphore>,
     /// Asks streams to finish what they have.
@@ -61,6 +62,7 @@ impl CollectorService {
         config: IngestConfig,
         accept: Arc<dyn Accept>,
         ledger: &Ledger,
+        nodes: Arc<Nodes>,
         metrics: IngestMetrics,
         stop: CancellationToken,
         over: CancellationToken,
@@ -74,6 +76,7 @@ impl CollectorService {
                 accept,
                 stage,
                 metrics,
+                nodes,
                 inflight,
                 stop,
                 over,
@@ -185,7 +188,8 @@ mod tests {
         let config = IngestConfig::new("127.0.0.1:0".parse().unwrap());
         let (stop, over) = (CancellationToken::new(), CancellationToken::new());
         let metrics = IngestMetrics::default();
-        CollectorService::new(config, Arc::new(Never), &Ledger::default(), metrics, stop, over).shared
+        let nodes = Nodes::new(1, metrics.clone());
+        CollectorService::new(config, Arc::new(Never), &Ledger::default(), nodes, metrics, stop, over).shared
     }
 
     #[tokio::test]

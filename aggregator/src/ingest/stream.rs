@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream::FuturesOrdered};
 use proto::{
     PROTOCOL_VERSION,
     codec::UNDECODABLE,
-    convert::{Hello, StreamDecoder},
+    convert::{Hello, StreamDecoder, features_from_wire},
     v1::{self, ClientMessage, ServerMessage, client_message, server_message},
 };
 use records::RecordBatch;
@@ -17,7 +17,10 @@ use tokio::{
 };
 use tonic::{Code, Status, Streaming};
 
-use super::service::{Claim, Shared};
+use super::{
+    nodes::Presence,
+    service::{Claim, Shared},
+};
 use crate::pipeline::{AcceptError, Accepted, BatchId, Delivery};
 
 /// Refusals for lack of room come from all agents at once.
@@ -39,6 +42,7 @@ struct Session {
     decoder: StreamDecoder,
     /// Counts the times the stream had to go back; only what was taken since is answered.
     epoch: u64,
+    presence: Presence,
     /// Last, so that it is given up after everything in flight is settled.
     claim: Claim,
 }
@@ -122,11 +126,13 @@ impl Stream {
             "agent connected"
         );
         let decoder = StreamDecoder::new(self.shared.limits());
+        let presence = self.shared.nodes.arrived(&hello);
         Session {
             stream: self,
             hello,
             decoder,
             epoch: 0,
+            presence,
             claim,
         }
         .run()
@@ -138,7 +144,10 @@ impl Stream {
             client_message::Kind::Hello(hello) => {
                 Hello::try_from(hello).map_err(|error| self.malformed(error.reason(), error.to_string()).into())
             }
-            client_message::Kind::Batch(_) | client_message::Kind::Heartbeat(_) => Err(self
+            client_message::Kind::Batch(_)
+            | client_message::Kind::Heartbeat(_)
+            | client_message::Kind::Capabilities(_)
+            | client_message::Kind::AgentStatus(_) => Err(self
                 .malformed("hello_missing", "kind: the first message must be hello")
                 .into()),
         }
@@ -152,6 +161,7 @@ impl Stream {
             protocol_version: PROTOCOL_VERSION,
             last_seq,
             limits,
+            takes_node_reports: true,
         };
         self.answer(server_message::Kind::HelloAck(ack)).await?;
         Ok(claim)
@@ -265,9 +275,21 @@ impl Session {
                 }
                 kind = self.stream.next(), if held.is_none() && storing.len() < window => {
                     heard = Instant::now();
+                    self.presence.heard();
                     let batch = match kind {
                         Ok(client_message::Kind::Batch(batch)) => batch,
                         Ok(client_message::Kind::Heartbeat(_)) => continue,
+                        Ok(client_message::Kind::Capabilities(capabilities)) => match features_from_wire(capabilities) {
+                            Ok(features) => {
+                                self.presence.capabilities(features);
+                                continue;
+                            }
+                            Err(error) => return self.stream.malformed("capabilities", error.to_string()).into(),
+                        },
+                        Ok(client_message::Kind::AgentStatus(status)) => {
+                            self.presence.generation(status.configuration_generation);
+                            continue;
+                        }
                         Ok(client_message::Kind::Hello(_)) => {
                             return self.stream.malformed("hello_again", "kind: hello comes once").into();
                         }
@@ -367,6 +389,7 @@ impl Session {
                     Accepted::Stored => {
                         shared.metrics.batch("stored");
                         shared.stage.emitted(records);
+                        self.presence.stored(records);
                     }
                     Accepted::Duplicate => {
                         shared.metrics.batch("duplicate");

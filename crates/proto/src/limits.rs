@@ -16,3 +16,15 @@ pub const MAX_DICTIONARY_ENTRIES: usize = 65_536;
 pub const MAX_DICTIONARY_BYTES: usize = 4 << 20;
 /// Tags that a Hello may carry.
 pub const MAX_TAGS: usize = 256;
+/// Features that one capability vector may hold.
+pub const MAX_FEATURES: usize = 64;
+/// Bytes of a feature's name at most.
+pub const MAX_FEATURE_NAME_BYTES: usize = 64;
+/// Bytes of a feature's reason at most.
+pub const MAX_FEATURE_REASON_BYTES: usize = 512;
+/// Nodes of one page of an overview at most.
+pub const MAX_OVERVIEW_NODES: usize = 1_000;
+/// Nodes of one page of an overview, when the caller does not say.
+pub const DEFAULT_OVERVIEW_NODES: usize = 500;
+/// Bytes of the nodes in one page of an overview: under the 4 MiB that gRPC clients take by default.
+pub const MAX_OVERVIEW_BYTES: usize = 2 << 20;

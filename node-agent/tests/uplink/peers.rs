@@ -49,7 +49,7 @@ impl Collector for Odd {
                         odd.seen.lock().push(0);
                         None
                     }
-                    None => None,
+                    Some(client_message::Kind::Capabilities(_) | client_message::Kind::AgentStatus(_)) | None => None,
                 };
                 if let Some(kind) = kind
                     && out.send(Ok(ServerMessage { kind: Some(kind) })).await.is_err()
@@ -67,6 +67,7 @@ fn hello() -> v1::HelloAck {
         protocol_version: 1,
         last_seq: 0,
         limits: Some(Limits::default().into()),
+        takes_node_reports: false,
     }
 }
 

@@ -5,12 +5,14 @@
 
 mod decode;
 mod encode;
+mod features;
 mod hello;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{DecodeError, StreamDecoder};
 pub use encode::{EncodeError, StreamEncoder, wire_bound};
+pub use features::{Feature, FeatureError, FeatureState, features_from_wire, features_to_wire};
 pub use hello::{Hello, HelloError};
 
 use crate::{limits, v1};

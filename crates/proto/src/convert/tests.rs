@@ -227,7 +227,8 @@ fn exercise(message: v1::ClientMessage) {
             drop(decoder.decode(batch.clone()));
             drop(decoder.skip(batch));
         }
-        Some(v1::client_message::Kind::Heartbeat(_)) | None => {}
+        Some(v1::client_message::Kind::Capabilities(capabilities)) => drop(features_from_wire(capabilities)),
+        Some(v1::client_message::Kind::AgentStatus(_) | v1::client_message::Kind::Heartbeat(_)) | None => {}
     }
 }
 
