@@ -19,7 +19,7 @@ mod service;
 mod stream;
 mod tls;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use proto::v1::{collector_server::CollectorServer, overview_service_server::OverviewServiceServer};
 use telemetry::Ledger;
@@ -74,6 +74,15 @@ pub async fn serve(
 }
 
 // === impl Ingest ===
+
+impl fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ingest")
+            .field("config", &self.config)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Ingest {
     /// Checks the settings, reads the certificates, binds the address.

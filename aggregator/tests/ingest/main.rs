@@ -9,6 +9,7 @@
 )]
 
 mod hostile;
+mod overview;
 mod support;
 
 use std::time::Duration;
