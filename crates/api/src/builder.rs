@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, ffi::OsString, fs, path::Path};
 
 use crate::{
-    AgentConfig, ConfigError, ConfigErrors, Kind, OptionSpec, Raw, Source, check, error::nearest, options, value,
+    AgentConfig, ConfigError, ConfigErrors, Kind, OptionSpec, Raw, Source, check, collector::OptionValue,
+    error::nearest, options, value,
 };
 
 /// Variables with this prefix are ours: an unknown one is a mistake.
@@ -160,6 +161,25 @@ impl ConfigBuilder {
                 Raw::Text(value.unwrap_or_default()),
             );
         }
+    }
+
+    /// Takes the options that an `EbpfCollector` object sets; errors name the object's field.
+    pub fn object(&mut self, values: impl IntoIterator<Item = OptionValue>) -> &mut Self {
+        for OptionValue { key, field, raw } in values {
+            match find(key) {
+                Some(spec) => self.give(spec, Source::Object, format!("field spec.{field}"), raw),
+                None => {
+                    self.refuse(
+                        key,
+                        None,
+                        Some(format!("field spec.{field}")),
+                        unknown("option", None),
+                        None,
+                    );
+                }
+            }
+        }
+        self
     }
 
     /// Takes the process's environment.

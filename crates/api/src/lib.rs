@@ -2,7 +2,7 @@
 //!
 //! [`options()`] is the table; each row names the three forms, default, accepted values and the field of
 //! [`AgentConfig`] it sets. Data flow: sources (file, environment, flags) ▶ [`ConfigBuilder`] ▶ [`AgentConfig`] or
-//! all [`ConfigErrors`] at once. Precedence: flag over environment over file over default.
+//! all [`ConfigErrors`] at once. Precedence: flag over environment over object over file over default.
 //!
 //! ```
 //! let config = ec_api::ConfigBuilder::new()
@@ -13,12 +13,13 @@
 //! assert_eq!(config.interval.as_secs(), 10);
 //! ```
 //!
-//! This crate knows neither clap nor Kubernetes: a program makes its flags from [`options()`], and the object's schema
-//! is to be made from the same types.
+//! [`collector`] is the Kubernetes object: its fields are turned into the same options. This crate does not know clap: a
+//! program makes its flags from [`options()`].
 
 mod address;
 mod builder;
 mod check;
+pub mod collector;
 mod config;
 pub mod docs;
 mod error;

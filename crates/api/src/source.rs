@@ -9,6 +9,8 @@ pub enum Source {
     Default,
     /// The TOML file.
     File,
+    /// The `EbpfCollector` object.
+    Object,
     /// An environment variable.
     Env,
     /// A command-line flag.
@@ -20,6 +22,7 @@ impl fmt::Display for Source {
         f.write_str(match self {
             Self::Default => "default",
             Self::File => "file",
+            Self::Object => "object",
             Self::Env => "environment",
             Self::Flag => "flag",
         })

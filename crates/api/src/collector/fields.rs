@@ -1,0 +1,274 @@
+//! The object's fields as options: each field gives the value of one row of the option table.
+
+use std::collections::BTreeMap;
+
+use super::{BUILT_FEATURES, DATAWAY_TOKEN_FILE, EbpfCollectorSpec, policy};
+use crate::{AgentConfig, ConfigBuilder, ConfigErrors, DatawayEncoding, FileFormat, LogFormat, Raw, StdoutFormat};
+
+/// The value of an option, as a field of the object gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptionValue {
+    /// The option's key.
+    pub key: &'static str,
+    /// The field below `spec`.
+    pub field: &'static str,
+    /// The value.
+    pub raw: Raw,
+}
+
+/// Options that no field of the object sets, with the reason.
+pub const NOT_IN_OBJECT: &[(&str, &str)] = &[
+    ("hostname", "the operator sets it on each node to the node's name"),
+    (
+        "bearer_token_string",
+        "a secret does not stand in an object; the pod's service account has a token",
+    ),
+    (
+        "aggregator",
+        "the operator knows the address of the aggregator it makes",
+    ),
+    ("tls_ca", "the operator issues the certificates and mounts them"),
+    ("tls_cert", "the operator issues the certificates and mounts them"),
+    ("tls_key", "the operator issues the certificates and mounts them"),
+    (
+        "tls_server_name",
+        "the operator issues the certificates and knows the name in them",
+    ),
+    ("allow_plaintext", "the operator gives every connection TLS"),
+    (
+        "queue_dir",
+        "the operator mounts the queue's volume at a place of its own",
+    ),
+    ("admin_listen", "the operator sets the port that its probes ask"),
+    ("datakit_apiserver", "it has no effect"),
+    ("log", "it has no effect"),
+    ("daemon", "it belongs to the documented collector's launcher"),
+    ("name", "it belongs to the documented collector's launcher"),
+    ("cmd", "it belongs to the documented collector's launcher"),
+    ("args", "it belongs to the documented collector's launcher"),
+    ("envs", "it belongs to the documented collector's launcher"),
+];
+
+/// Which program a field configures.
+#[derive(Clone, Copy, PartialEq)]
+enum Of {
+    Agent,
+    Aggregator,
+}
+
+struct Field {
+    of: Of,
+    key: &'static str,
+    path: &'static str,
+    get: fn(&EbpfCollectorSpec) -> Option<Raw>,
+}
+
+/// `field!(Of "option" "path.in.the.spec" rust.path)`: each step of the Rust path is an `Option`.
+macro_rules! field {
+    ($of:ident $key:literal $path:literal $($step:ident).+) => {
+        Field { of: Of::$of, key: $key, path: $path, get: |spec| Some(spec$(.$step.as_ref()?)+.to_raw()) }
+    };
+    ($of:ident $key:literal $path:literal = $get:expr) => {
+        Field { of: Of::$of, key: $key, path: $path, get: $get }
+    };
+}
+
+static FIELDS: &[Field] = &[
+    field!(Agent "enabled_plugins" "plugins" = |spec| spec.plugins.as_ref().map(|_| {
+        policy::plugins_anywhere(spec).plugins.to_raw()
+    })),
+    field!(Agent "l7net_enabled" "plugins.ebpf-net.l7" = |spec| {
+        let somewhere = spec.net_rules().any(|net| net.l7.is_some() || net.l7_disabled.is_some());
+        let here = spec.plugins.as_ref()?.net.as_ref()?;
+        (here.l7.is_some() || (here.l7_disabled.is_none() && somewhere))
+            .then(|| policy::plugins_anywhere(spec).l7.to_raw())
+    }),
+    field!(Agent "l7net_disabled" "plugins.ebpf-net.l7Disabled" = |spec| {
+        let _ = spec.plugins.as_ref()?.net.as_ref()?.l7_disabled.as_ref()?;
+        let read = policy::plugins_anywhere(spec).l7;
+        let unread: Vec<crate::L7Flow> = crate::L7Flow::ALL.iter().copied().filter(|l7| !read.contains(l7)).collect();
+        Some(unread.to_raw())
+    }),
+    field!(Agent "interval" "interval" interval),
+    field!(Agent "ipv6_disabled" "plugins.ebpf-net.ipv6Disabled" plugins.net.ipv6_disabled),
+    field!(Agent "ephemeral_port" "plugins.ebpf-net.ephemeralPort" plugins.net.ephemeral_port),
+    field!(Agent "tags" "tags" tags),
+    field!(Agent "loopback" "plugins.ebpf-net.loopback" plugins.net.loopback),
+    field!(Agent "trace_server" "plugins.ebpf-trace.server" plugins.trace.server),
+    field!(Agent "trace_all_process" "plugins.ebpf-trace.allProcess" plugins.trace.all_process),
+    field!(Agent "trace_env_list" "plugins.ebpf-trace.envList" plugins.trace.env_list),
+    field!(Agent "trace_env_blacklist" "plugins.ebpf-trace.envBlacklist" plugins.trace.env_blacklist),
+    field!(Agent "trace_name_list" "plugins.ebpf-trace.nameList" plugins.trace.name_list),
+    field!(Agent "trace_name_blacklist" "plugins.ebpf-trace.nameBlacklist" plugins.trace.name_blacklist),
+    field!(Agent "conv_to_ddtrace" "plugins.ebpf-trace.convToDdtrace" plugins.trace.conv_to_ddtrace),
+    field!(Agent "netlog_blacklist" "plugins.bpf-netlog.blacklist" plugins.netlog.blacklist),
+    field!(Agent "netlog_metric" "plugins.bpf-netlog.metric" plugins.netlog.metric),
+    field!(Agent "netlog_log" "plugins.bpf-netlog.log" plugins.netlog.log),
+    field!(Agent "sampling_rate" "sampling.rate" sampling.rate),
+    field!(Agent "sampling_rate_pts_per_min" "sampling.ptsPerMin" sampling.pts_per_min),
+    field!(Agent "cpu_limit" "limits.cpu" limits.cpu),
+    field!(Agent "mem_limit" "limits.mem" limits.mem),
+    field!(Agent "net_limit" "limits.net" limits.net),
+    field!(Agent "service" "identity.service" identity.service),
+    field!(Agent "host_root" "agent.hostRoot" agent.host_root),
+    field!(Agent "host_proc" "agent.hostProc" agent.host_proc),
+    field!(Agent "kubernetes_url" "kubernetes.url" kubernetes.url),
+    field!(Agent "bearer_token" "kubernetes.bearerToken" kubernetes.bearer_token),
+    field!(Agent "workload_labels" "kubernetes.workloadLabels" kubernetes.workload_labels),
+    field!(Agent "workload_label_prefix" "kubernetes.workloadLabelPrefix" kubernetes.workload_label_prefix),
+    field!(Agent "tcp_connections_max" "agent.kernel.tcpConnectionsMax" agent.kernel.tcp_connections_max),
+    field!(Agent "flow_map_entries" "agent.kernel.flowMapEntries" agent.kernel.flow_map_entries),
+    field!(Agent "ring_buffer_size" "agent.kernel.ringBufferSize" agent.kernel.ring_buffer_size),
+    field!(Agent "log_level" "agent.log.level" agent.log.level),
+    field!(Agent "log_format" "agent.log.format" agent.log.format),
+    field!(Agent "pprof_host" "agent.pprof.host" agent.pprof.host),
+    field!(Agent "pprof_port" "agent.pprof.port" agent.pprof.port),
+    field!(Aggregator "dataway" "dataway.urls" = |spec| {
+        let addresses = spec.dataway.as_ref()?.addresses();
+        (!addresses.is_empty()).then(|| addresses.to_raw())
+    }),
+    field!(Aggregator "dataway_token_file" "dataway.tokenSecretRef" = |spec| {
+        spec.dataway.as_ref()?.token_secret_ref.as_ref().map(|_| Raw::Text(DATAWAY_TOKEN_FILE.into()))
+    }),
+    field!(Aggregator "dataway_encoding" "dataway.encoding" dataway.encoding),
+    field!(Aggregator "dataway_gzip" "dataway.gzip" dataway.gzip),
+    field!(Aggregator "output_file" "outputs.file.path" outputs.file.path),
+    field!(Aggregator "output_format" "outputs.file.format" outputs.file.format),
+    field!(Aggregator "output_stdout" "outputs.stdout" outputs.stdout),
+    field!(Aggregator "queue_max_size" "aggregator.queue.size" aggregator.queue.size),
+    field!(Aggregator "queue_max_age" "aggregator.queue.age" aggregator.queue.age),
+    field!(Aggregator "log_level" "aggregator.log.level" aggregator.log.level),
+    field!(Aggregator "log_format" "aggregator.log.format" aggregator.log.format),
+];
+
+/// Options and the fields below `spec` that set them.
+pub fn option_fields() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FIELDS.iter().map(|field| (field.key, field.path))
+}
+
+trait ToRaw {
+    fn to_raw(&self) -> Raw;
+}
+
+macro_rules! text {
+    ($($type:ty),+) => {
+        $(impl ToRaw for $type {
+            fn to_raw(&self) -> Raw {
+                Raw::Text(self.to_string())
+            }
+        })+
+    };
+}
+
+text!(
+    String,
+    bool,
+    u16,
+    u32,
+    u64,
+    f64,
+    LogFormat,
+    DatawayEncoding,
+    FileFormat,
+    StdoutFormat
+);
+
+impl<T: ToString> ToRaw for Vec<T> {
+    fn to_raw(&self) -> Raw {
+        Raw::List(self.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl<T: ToString> ToRaw for std::collections::BTreeSet<T> {
+    fn to_raw(&self) -> Raw {
+        Raw::List(self.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl ToRaw for BTreeMap<String, String> {
+    fn to_raw(&self) -> Raw {
+        Raw::Map(self.clone())
+    }
+}
+
+// === impl EbpfCollectorSpec ===
+
+impl EbpfCollectorSpec {
+    /// The options that the object sets for the agents, as a source for their [`ConfigBuilder`].
+    #[must_use]
+    pub fn agent_options(&self) -> Vec<OptionValue> {
+        self.option_values(Of::Agent)
+    }
+
+    /// The options that the object sets for the aggregator, as a source for its [`ConfigBuilder`].
+    #[must_use]
+    pub fn aggregator_options(&self) -> Vec<OptionValue> {
+        self.option_values(Of::Aggregator)
+    }
+
+    /// The agents' configuration: plugins and protocols are those that run anywhere; [`policy::plugins_for`] says where.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the fields of the agents.
+    pub fn agent_config(&self) -> Result<AgentConfig, ConfigErrors> {
+        ConfigBuilder::new().object(self.agent_options()).build()
+    }
+
+    /// The aggregator's configuration: outputs, queue and logs.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the fields of the aggregator.
+    pub fn aggregator_config(&self) -> Result<AgentConfig, ConfigErrors> {
+        ConfigBuilder::new().object(self.aggregator_options()).build()
+    }
+
+    /// Checks all fields.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the object.
+    pub fn validate(&self) -> Result<(), ConfigErrors> {
+        let errors: Vec<_> = [self.agent_config(), self.aggregator_config()]
+            .into_iter()
+            .filter_map(Result::err)
+            .flat_map(|errors| errors.0)
+            .collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigErrors(errors))
+        }
+    }
+
+    /// Features that the object enables somewhere and that this build does not have, as `plugin` or `plugin/part`.
+    ///
+    /// # Errors
+    /// As [`EbpfCollectorSpec::agent_config`].
+    pub fn features_not_built(&self) -> Result<Vec<String>, ConfigErrors> {
+        let not_built = self.agent_config()?.plugins_not_built();
+        Ok(not_built
+            .into_iter()
+            .filter(|feature| !BUILT_FEATURES.contains(&feature.as_str()))
+            .collect())
+    }
+
+    fn option_values(&self, of: Of) -> Vec<OptionValue> {
+        FIELDS
+            .iter()
+            .filter(|field| field.of == of)
+            .filter_map(|field| {
+                Some(OptionValue {
+                    key: field.key,
+                    field: field.path,
+                    raw: (field.get)(self)?,
+                })
+            })
+            .collect()
+    }
+
+    fn net_rules(&self) -> impl Iterator<Item = &super::NetToggle> {
+        self.namespaces
+            .iter()
+            .flatten()
+            .filter_map(|rule| rule.plugins.as_ref()?.net.as_ref())
+    }
+}
