@@ -1,6 +1,6 @@
-//! The operator: turns one `EbpfCollector` object into agents (a DaemonSet) and an aggregator.
-//!
-//! `desired(spec)` will be a pure function from the object to what must exist; this crate holds only its head until
-//! the object's types are complete.
+//! The operator as a process: only its head, as the loop that applies the library's decisions is not in this build.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    eprintln!("operator: watching EbpfCollector objects is not in this build");
+    std::process::ExitCode::FAILURE
+}

@@ -1,0 +1,157 @@
+//! The aggregator: one pod with the disk queue, the Service that agents reach it by, and what guards them.
+
+use serde_json::{Value, json};
+
+use super::{Inputs, TLS_DIRECTORY, metadata, probe, security_context, tls_arguments};
+use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT, SECRET_HASH};
+
+const QUEUE_DIRECTORY: &str = "/var/lib/ebpf-collector/queue";
+const TOKEN_DIRECTORY: &str = "/etc/ebpf-collector/dataway";
+/// The image's user.
+const USER: i64 = 65532;
+
+/// Everything of the aggregator but its Secret and ServiceAccount.
+pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
+    let name = names::aggregator(&inputs.name);
+    let selector = names::selector(&inputs.name, Component::Aggregator);
+    let metadata = || metadata(inputs, &name, Component::Aggregator);
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(),
+        "spec": {
+            "selector": selector,
+            "ports": [{ "name": "grpc", "port": INGEST_PORT, "targetPort": "grpc", "protocol": "TCP" }],
+        },
+    });
+    // One pod, so a drain would otherwise take it at once; this makes people see that it is the only one, without
+    // stopping the drain: agents hold their records meanwhile.
+    let budget = json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(),
+        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector } },
+    });
+    // Agents come from the nodes' own addresses, which no selector names: TLS decides who may speak. Metrics are for
+    // pods of the cluster alone.
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(),
+        "spec": {
+            "podSelector": { "matchLabels": selector },
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                { "ports": [{ "port": INGEST_PORT, "protocol": "TCP" }] },
+                {
+                    "from": [{ "namespaceSelector": {} }],
+                    "ports": [{ "port": ADMIN_PORT, "protocol": "TCP" }],
+                },
+            ],
+        },
+    });
+    let mut objects = vec![service, budget, policy];
+    if let Some(volume) = &inputs.aggregator.volume {
+        let mut spec = json!({
+            "accessModes": ["ReadWriteOnce"],
+            "resources": { "requests": { "storage": volume.size } },
+        });
+        if let Some(class) = &volume.storage_class {
+            spec["storageClassName"] = json!(class);
+        }
+        let mut metadata = metadata();
+        metadata["name"] = json!(format!("{name}-queue"));
+        objects.push(json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": metadata,
+            "spec": spec,
+        }));
+    }
+    objects.push(stateful_set(inputs, &name));
+    objects
+}
+
+fn stateful_set(inputs: &Inputs, name: &str) -> Value {
+    let selector = names::selector(&inputs.name, Component::Aggregator);
+    let options = &inputs.aggregator;
+    let queue = match &options.volume {
+        // A claim of its own and not a template: it goes with the object, and its size can change.
+        Some(_) => {
+            json!({ "name": "queue", "persistentVolumeClaim": { "claimName": format!("{name}-queue") } })
+        }
+        None => json!({ "name": "queue", "emptyDir": {} }),
+    };
+    let mut volumes = vec![
+        queue,
+        json!({ "name": "tls", "secret": { "secretName": format!("{name}-tls") } }),
+    ];
+    let mut mounts = vec![
+        json!({ "name": "queue", "mountPath": "/var/lib/ebpf-collector" }),
+        json!({ "name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": true }),
+    ];
+    let mut arguments: Vec<String> = [
+        "--listen",
+        &format!("0.0.0.0:{INGEST_PORT}"),
+        "--admin-listen",
+        &format!("0.0.0.0:{ADMIN_PORT}"),
+        "--queue-dir",
+        QUEUE_DIRECTORY,
+        "--log-format",
+        "json",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.extend(tls_arguments());
+    let mut pod_metadata = json!({ "labels": selector });
+    if let Some(token) = &options.token {
+        arguments.extend(["--dataway-token-file".to_owned(), format!("{TOKEN_DIRECTORY}/token")]);
+        let items = json!([{ "key": token.key, "path": "token" }]);
+        volumes.push(json!({ "name": "dataway", "secret": { "secretName": token.name, "items": items } }));
+        mounts.push(json!({ "name": "dataway", "mountPath": TOKEN_DIRECTORY, "readOnly": true }));
+        pod_metadata["annotations"] = json!({ SECRET_HASH: token.hash });
+    }
+    arguments.extend(options.arguments.iter().cloned());
+    let mut container = json!({
+        "name": "aggregator",
+        "image": inputs.image,
+        "command": ["aggregator"],
+        "args": arguments,
+        "ports": [
+            { "name": "grpc", "containerPort": INGEST_PORT, "protocol": "TCP" },
+            { "name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP" },
+        ],
+        "securityContext": security_context(&[]),
+        "livenessProbe": probe("/healthz", None, 6),
+        "readinessProbe": probe("/readyz", None, 3),
+        "volumeMounts": mounts,
+    });
+    if let Some(policy) = &inputs.image_pull_policy {
+        container["imagePullPolicy"] = json!(policy);
+    }
+    if let Some(resources) = &options.resources {
+        container["resources"] = resources.clone();
+    }
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(inputs, name, Component::Aggregator),
+        "spec": {
+            // The queue belongs to one process at a time, and repeats are recognised by its contents.
+            "replicas": 1,
+            "serviceName": name,
+            "selector": { "matchLabels": selector },
+            "template": {
+                "metadata": pod_metadata,
+                "spec": {
+                    "serviceAccountName": name,
+                    "automountServiceAccountToken": false,
+                    "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER },
+                    "terminationGracePeriodSeconds": 30,
+                    "containers": [container],
+                    "volumes": volumes,
+                },
+            },
+        },
+    })
+}

@@ -1,0 +1,292 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, StatefulSet},
+    core::v1::{PersistentVolumeClaim, Secret, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::*;
+use crate::certificates::{Existing, Policy};
+
+fn inputs() -> Inputs {
+    let names = names::server_names("cluster", "observe");
+    let now = Timestamp::from_second(1_800_000_000).unwrap();
+    Inputs {
+        name: "cluster".to_owned(),
+        uid: "9f1c".to_owned(),
+        namespace: "observe".to_owned(),
+        image: "ebpf-collector:1".to_owned(),
+        image_pull_policy: None,
+        selinux_type: None,
+        aggregator_address: Some([10, 96, 0, 7].into()),
+        material: Material::plan(Existing::default(), &names, &Policy::default(), now).unwrap(),
+        agent: AgentInputs::default(),
+        aggregator: AggregatorInputs {
+            token: Some(TokenSecret {
+                name: "dataway".to_owned(),
+                key: "token".to_owned(),
+                hash: "h1".to_owned(),
+            }),
+            arguments: vec!["--dataway".to_owned(), "https://openway.example".to_owned()],
+            ..AggregatorInputs::default()
+        },
+    }
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+fn pod(object: &Value) -> &Value {
+    &object["spec"]["template"]["spec"]
+}
+
+/// The published types know every field that is set, with its type: nothing is lost on the way through them.
+#[test]
+fn every_manifest_is_of_its_published_type() {
+    fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+        serde_json::to_value(serde_json::from_value::<T>(object.clone()).unwrap()).unwrap()
+    }
+    let mut inputs = inputs();
+    inputs.aggregator.volume = Some(QueueVolume {
+        size: "10Gi".to_owned(),
+        storage_class: Some("fast".to_owned()),
+    });
+    inputs.selinux_type = Some("spc_t".to_owned());
+    inputs.image_pull_policy = Some("Never".to_owned());
+    inputs.agent.node_selector.insert("a".to_owned(), "b".to_owned());
+    inputs.agent.resources = Some(json!({ "limits": { "memory": "256Mi" } }));
+    let objects = desired(&inputs);
+    for object in &objects {
+        let back = match object["kind"].as_str().unwrap() {
+            "ClusterRole" => through::<ClusterRole>(object),
+            "ClusterRoleBinding" => through::<ClusterRoleBinding>(object),
+            "DaemonSet" => through::<DaemonSet>(object),
+            "NetworkPolicy" => through::<NetworkPolicy>(object),
+            "PersistentVolumeClaim" => through::<PersistentVolumeClaim>(object),
+            "PodDisruptionBudget" => through::<PodDisruptionBudget>(object),
+            "Secret" => through::<Secret>(object),
+            "Service" => through::<Service>(object),
+            "ServiceAccount" => through::<ServiceAccount>(object),
+            "StatefulSet" => through::<StatefulSet>(object),
+            kind => panic!("nobody expects a {kind}"),
+        };
+        assert_eq!(crate::drift::is_current(object, &back), Ok(()), "{}", object["kind"]);
+    }
+    assert_eq!(objects.len(), 4 + 4 + 5 + 1);
+}
+
+#[test]
+fn the_object_owns_all_and_the_same_inputs_make_the_same_manifests() {
+    let inputs = inputs();
+    let objects = desired(&inputs);
+    assert_eq!(objects, desired(&inputs));
+    for object in &objects {
+        let owner = &object["metadata"]["ownerReferences"][0];
+        assert_eq!(
+            (&owner["uid"], &owner["kind"]),
+            (&json!("9f1c"), &json!("EbpfCollector"))
+        );
+        assert_eq!(
+            object["metadata"]["labels"]["app.kubernetes.io/managed-by"],
+            names::FIELD_MANAGER
+        );
+        assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], "cluster");
+        let cluster_wide = object["kind"].as_str().unwrap().starts_with("Cluster");
+        assert_eq!(object["metadata"]["namespace"].is_null(), cluster_wide);
+    }
+}
+
+#[test]
+fn agents_have_the_listed_capabilities_and_no_more() {
+    let objects = desired(&inputs());
+    let agent = pod(of_kind(&objects, "DaemonSet")[0]);
+    let container = &agent["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+    // The document's table is what users are told.
+    let document = include_str!("../../../docs/CAPABILITIES.md");
+    let documented: Vec<String> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `CAP_")?.split('`').next().map(str::to_owned))
+        .collect();
+    assert_eq!(security["capabilities"]["add"], json!(documented));
+    assert_eq!(security["privileged"], false);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
+    assert!(security.get("seLinuxOptions").is_none());
+    assert_eq!((&agent["hostPID"], &agent["hostNetwork"]), (&json!(true), &json!(true)));
+    assert_eq!(agent["tolerations"], json!([{ "operator": "Exists" }]));
+    for mount in container["volumeMounts"].as_array().unwrap() {
+        assert_eq!(mount["readOnly"], true, "{mount}");
+    }
+}
+
+#[test]
+fn agents_read_the_cluster_and_change_nothing() {
+    let objects = desired(&inputs());
+    let mut readable = Vec::new();
+    for rule in of_kind(&objects, "ClusterRole")[0]["rules"].as_array().unwrap() {
+        assert_eq!(rule["verbs"], json!(["get", "list", "watch"]));
+        readable.extend(
+            rule["resources"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|r| r.as_str().unwrap().to_owned()),
+        );
+    }
+    readable.sort();
+    let expected = [
+        "ebpfcollectors",
+        "endpointslices",
+        "jobs",
+        "namespaces",
+        "nodes",
+        "pods",
+        "replicasets",
+        "services",
+    ];
+    assert_eq!(readable, expected);
+    assert_eq!(
+        of_kind(&objects, "ClusterRoleBinding")[0]["subjects"][0]["name"],
+        "cluster-agent"
+    );
+    let aggregator = pod(of_kind(&objects, "StatefulSet")[0]);
+    assert_eq!(aggregator["automountServiceAccountToken"], false);
+    assert_eq!(aggregator["securityContext"]["runAsNonRoot"], true);
+    assert!(
+        aggregator["containers"][0]["securityContext"]["capabilities"]
+            .get("add")
+            .is_none()
+    );
+}
+
+#[test]
+fn agents_wait_for_the_aggregators_address() {
+    let mut inputs = inputs();
+    inputs.aggregator_address = None;
+    assert!(of_kind(&desired(&inputs), "DaemonSet").is_empty());
+    inputs.aggregator_address = Some("fd00::7".parse().unwrap());
+    let objects = desired(&inputs);
+    let arguments = &pod(of_kind(&objects, "DaemonSet")[0])["containers"][0]["args"];
+    assert!(
+        arguments.as_array().unwrap().contains(&json!("https://[fd00::7]:6063")),
+        "{arguments}"
+    );
+    assert!(
+        arguments
+            .as_array()
+            .unwrap()
+            .contains(&json!("cluster-aggregator.observe.svc")),
+        "{arguments}"
+    );
+}
+
+#[test]
+fn each_change_touches_only_what_it_must() {
+    type Change = fn(&mut Inputs);
+    let changes: [(&str, Change, &[&str]); 6] = [
+        ("nothing", |_| {}, &[]),
+        (
+            "image",
+            |i| i.image = "ebpf-collector:2".to_owned(),
+            &["DaemonSet", "StatefulSet"],
+        ),
+        (
+            "token",
+            |i| i.aggregator.token.as_mut().unwrap().hash = "h2".to_owned(),
+            &["StatefulSet"],
+        ),
+        (
+            "output",
+            |i| i.aggregator.arguments.push("--dataway-gzip=false".to_owned()),
+            &["StatefulSet"],
+        ),
+        (
+            "agent's memory",
+            |i| i.agent.resources = Some(json!({ "limits": { "memory": "1Gi" } })),
+            &["DaemonSet"],
+        ),
+        (
+            "agents' certificate",
+            |i| i.material.agent.certificate.push('\n'),
+            // Running pods read the files again: a renewal restarts nothing.
+            &["Secret"],
+        ),
+    ];
+    let before = desired(&inputs());
+    let base = inputs();
+    let before_of = |object: &Value| {
+        let same =
+            |other: &&Value| other["kind"] == object["kind"] && other["metadata"]["name"] == object["metadata"]["name"];
+        desired(&base).iter().find(same).cloned()
+    };
+    for (what, change, kinds) in changes {
+        let mut changed = base.clone();
+        change(&mut changed);
+        let after = desired(&changed);
+        assert_eq!(after.len(), before.len(), "{what}");
+        let touched: Vec<&str> = after
+            .iter()
+            .filter(|object| before_of(object).as_ref() != Some(*object))
+            .map(|object| object["kind"].as_str().unwrap())
+            .collect();
+        let mut touched = touched;
+        touched.sort_unstable();
+        assert_eq!(touched, kinds, "{what}");
+    }
+}
+
+#[test]
+fn no_secret_is_outside_secrets() {
+    let inputs = inputs();
+    let keys = [
+        &inputs.material.authority.current.key,
+        &inputs.material.aggregator.key,
+        &inputs.material.agent.key,
+    ];
+    for object in desired(&inputs).iter().filter(|object| object["kind"] != "Secret") {
+        let text = object.to_string();
+        for key in keys {
+            assert!(
+                !text.contains(base64(key).as_str().unwrap()) && !text.contains("PRIVATE KEY"),
+                "{text}"
+            );
+        }
+    }
+    let objects = desired(&inputs);
+    let aggregator = pod(of_kind(&objects, "StatefulSet")[0]);
+    assert_eq!(aggregator["volumes"][2]["secret"]["secretName"], "dataway");
+    // The authority's key is mounted nowhere.
+    assert!(
+        !objects
+            .iter()
+            .any(|o| o["spec"].to_string().contains("cluster-authority"))
+    );
+}
+
+#[test]
+fn the_queue_has_a_claim_if_asked_for() {
+    let mut inputs = inputs();
+    let volume = |inputs: &Inputs| pod(of_kind(&desired(inputs), "StatefulSet")[0])["volumes"][0].clone();
+    assert_eq!(volume(&inputs), json!({ "name": "queue", "emptyDir": {} }));
+    inputs.aggregator.volume = Some(QueueVolume {
+        size: "10Gi".to_owned(),
+        storage_class: None,
+    });
+    assert_eq!(
+        volume(&inputs)["persistentVolumeClaim"]["claimName"],
+        "cluster-aggregator-queue"
+    );
+    let objects = desired(&inputs);
+    assert_eq!(
+        of_kind(&objects, "PersistentVolumeClaim")[0]["metadata"]["name"],
+        "cluster-aggregator-queue"
+    );
+}
