@@ -28,6 +28,9 @@ const SHARED: [&str; 7] = [
     "admin_listen",
 ];
 
+/// Not the table's default: an agent on the same machine has that, and 6063 is where agents connect.
+const ADMIN_LISTEN: &str = "127.0.0.1:6064";
+
 /// Options that only the aggregator has.
 #[derive(Debug, clap::Args)]
 struct Args {
@@ -143,10 +146,11 @@ fn command() -> Command {
     for spec in shared_options() {
         let Some(flag) = spec.flag else { continue };
         let variable = spec.env.map(|env| format!(" [env: {env}]")).unwrap_or_default();
-        let default = spec
-            .default
-            .filter(|text| !text.is_empty())
-            .map(|text| format!(" [default: {text}]"));
+        let default = match spec.key {
+            "admin_listen" => Some(ADMIN_LISTEN),
+            _ => spec.default.filter(|text| !text.is_empty()),
+        };
+        let default = default.map(|text| format!(" [default: {text}]"));
         let help = format!(
             "{} Accepts {}{}{variable}",
             spec.doc,
@@ -174,6 +178,7 @@ fn shared_options() -> impl Iterator<Item = &'static api::OptionSpec> {
 
 fn options(matches: &ArgMatches) -> Result<AgentConfig, api::ConfigErrors> {
     let mut builder = ConfigBuilder::new();
+    builder.set("admin_listen", Source::Default, ADMIN_LISTEN);
     builder.process_env();
     for spec in shared_options() {
         if spec.flag.is_some() && matches.value_source(spec.key) == Some(ValueSource::CommandLine) {

@@ -338,7 +338,7 @@ static OPTIONS: &[OptionSpec] = &[
     opt!(Operation Value Ours "admin_listen" "ENV_INPUT_EBPF_ADMIN_LISTEN" "admin-listen" ["127.0.0.1:6062"],
         admin_listen = value::from_str,
         "address:port; port 0 for any free one",
-        "Where /metrics, /healthz, /readyz and /ledger are served. There is no access control."),
+        "Where /metrics, /healthz, /readyz and /ledger are served. There is no access control. A separate aggregator's default is 127.0.0.1:6064."),
     opt!(Operation Value Documented "pprof_host" "ENV_INPUT_EBPF_PPROF_HOST" "pprof-host",
         pprof.host = some!(value::text),
         "a host name or address",
