@@ -2,10 +2,12 @@
 //!
 //! - [`vm`] runs a program on real kernels in QEMU;
 //! - [`bench`] measures speed and memory with and without the agent;
+//! - [`crds`] writes the custom resource definition;
 //! - [`demo`] builds and runs the demo;
 //! - [`dist`] builds the static binaries that virtual machines and the image take.
 
 mod bench;
+mod crds;
 mod demo;
 mod dist;
 mod project;
@@ -33,6 +35,8 @@ enum Chore {
     Dist(dist::Args),
     /// Measure speed and memory with and without the agent, and write docs/PERFORMANCE.md.
     Bench(bench::Args),
+    /// Write the custom resource definition into crds/.
+    Crds(crds::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,5 +52,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Chore::Demo(arguments) => demo::main(&arguments),
         Chore::Dist(arguments) => dist::main(&arguments),
         Chore::Bench(arguments) => bench::main(&arguments),
+        Chore::Crds(arguments) => crds::main(&arguments),
     }
 }

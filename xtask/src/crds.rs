@@ -1,0 +1,55 @@
+//! Writes `crds/ebpfcollectors.yaml` from the object's types.
+
+use std::{fs, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use api::collector::EbpfCollector;
+use kube::CustomResourceExt as _;
+
+use crate::project;
+
+/// The place of the definition, from the repository's root.
+const FILES: &[&str] = &["crds/ebpfcollectors.yaml"];
+const HEAD: &str = "# Made by `cargo xtask crds` from crates/api/src/collector: change it there.\n";
+
+/// Arguments of `cargo xtask crds`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write nothing; fail when a file is not what would be written.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Writes or checks the files.
+pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
+    let root = project::root()?;
+    let wanted = yaml()?;
+    for file in FILES {
+        let path = root.join(file);
+        if !arguments.check {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+            }
+            fs::write(&path, &wanted).with_context(|| format!("writing {}", path.display()))?;
+        } else if fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))? != wanted {
+            bail!("{file} is stale: run `cargo xtask crds`");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn yaml() -> Result<String> {
+    let definition = serde_yaml::to_string(&EbpfCollector::crd()).context("writing the definition as YAML")?;
+    Ok(format!("{HEAD}{definition}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_definitions_are_fresh() {
+        main(&Args { check: true }).unwrap();
+    }
+}
