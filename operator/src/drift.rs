@@ -28,10 +28,10 @@ pub fn with_hash(mut object: Value) -> Value {
     let hash = hash(&object);
     let mut place = &mut object;
     for key in ["metadata", "annotations"] {
-        if !place.get(key).is_some_and(Value::is_object) {
-            if let Value::Object(map) = &mut *place {
-                map.insert(key.to_owned(), Value::Object(Map::new()));
-            }
+        if !place.get(key).is_some_and(Value::is_object)
+            && let Value::Object(map) = &mut *place
+        {
+            map.insert(key.to_owned(), Value::Object(Map::new()));
         }
         match place.get_mut(key) {
             Some(next) => place = next,
@@ -91,10 +91,8 @@ fn contains(desired: &Value, live: &Value, path: &str, key: &str) -> Result<(), 
             if desired.len() != live.len() {
                 return differs();
             }
-            let pairs = desired.iter().zip(live).enumerate();
-            pairs
-                .map(|(index, (desired, live))| contains(desired, live, &format!("{path}[{index}]"), ""))
-                .collect()
+            let mut pairs = desired.iter().zip(live).enumerate();
+            pairs.try_for_each(|(index, (desired, live))| contains(desired, live, &format!("{path}[{index}]"), ""))
         }
         (Value::String(desired), Value::String(live)) if QUANTITIES.contains(&key) && desired != live => {
             match (quantity(desired), quantity(live)) {

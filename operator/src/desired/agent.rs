@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, TLS_DIRECTORY, metadata, probe, security_context, tls_arguments};
+use super::{Inputs, TLS_DIRECTORY, metadata, probe, put, security_context, tls_arguments};
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT};
 
 /// What docs/CAPABILITIES.md lists. `SYS_RESOURCE` is for kernels before 5.11.
@@ -52,9 +52,9 @@ pub(super) fn manifest(inputs: &Inputs) -> Option<Value> {
         .collect();
     let mut security = security_context(&capabilities);
     // Container engines give capabilities to uid 0 only.
-    security["runAsUser"] = json!(0);
+    put(&mut security, "runAsUser", json!(0));
     if let Some(kind) = &inputs.selinux_type {
-        security["seLinuxOptions"] = json!({ "type": kind });
+        put(&mut security, "seLinuxOptions", json!({ "type": kind }));
     }
     let mut container = json!({
         "name": "node-agent",
@@ -72,10 +72,10 @@ pub(super) fn manifest(inputs: &Inputs) -> Option<Value> {
         ],
     });
     if let Some(policy) = &inputs.image_pull_policy {
-        container["imagePullPolicy"] = json!(policy);
+        put(&mut container, "imagePullPolicy", json!(policy));
     }
     if let Some(resources) = &inputs.agent.resources {
-        container["resources"] = resources.clone();
+        put(&mut container, "resources", resources.clone());
     }
     let mut pod = json!({
         "serviceAccountName": name,
@@ -94,7 +94,7 @@ pub(super) fn manifest(inputs: &Inputs) -> Option<Value> {
         ],
     });
     if !inputs.agent.node_selector.is_empty() {
-        pod["nodeSelector"] = json!(inputs.agent.node_selector);
+        put(&mut pod, "nodeSelector", json!(inputs.agent.node_selector));
     }
     Some(json!({
         "apiVersion": "apps/v1",

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, TLS_DIRECTORY, metadata, probe, security_context, tls_arguments};
+use super::{Inputs, TLS_DIRECTORY, metadata, probe, put, security_context, tls_arguments};
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT, SECRET_HASH};
 
 const QUEUE_DIRECTORY: &str = "/var/lib/ebpf-collector/queue";
@@ -57,10 +57,10 @@ pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
             "resources": { "requests": { "storage": volume.size } },
         });
         if let Some(class) = &volume.storage_class {
-            spec["storageClassName"] = json!(class);
+            put(&mut spec, "storageClassName", json!(class));
         }
         let mut metadata = metadata();
-        metadata["name"] = json!(format!("{name}-queue"));
+        put(&mut metadata, "name", json!(format!("{name}-queue")));
         objects.push(json!({
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -109,7 +109,7 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         let items = json!([{ "key": token.key, "path": "token" }]);
         volumes.push(json!({ "name": "dataway", "secret": { "secretName": token.name, "items": items } }));
         mounts.push(json!({ "name": "dataway", "mountPath": TOKEN_DIRECTORY, "readOnly": true }));
-        pod_metadata["annotations"] = json!({ SECRET_HASH: token.hash });
+        put(&mut pod_metadata, "annotations", json!({ SECRET_HASH: token.hash }));
     }
     arguments.extend(options.arguments.iter().cloned());
     let mut container = json!({
@@ -127,10 +127,10 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         "volumeMounts": mounts,
     });
     if let Some(policy) = &inputs.image_pull_policy {
-        container["imagePullPolicy"] = json!(policy);
+        put(&mut container, "imagePullPolicy", json!(policy));
     }
     if let Some(resources) = &options.resources {
-        container["resources"] = resources.clone();
+        put(&mut container, "resources", resources.clone());
     }
     json!({
         "apiVersion": "apps/v1",

@@ -173,7 +173,7 @@ fn owners(inputs: &Inputs) -> Value {
 fn security_context(capabilities: &[String]) -> Value {
     let mut granted = json!({ "drop": ["ALL"] });
     if !capabilities.is_empty() {
-        granted["add"] = json!(capabilities);
+        put(&mut granted, "add", json!(capabilities));
     }
     json!({
         "allowPrivilegeEscalation": false,
@@ -188,9 +188,16 @@ fn security_context(capabilities: &[String]) -> Value {
 fn probe(path: &str, host: Option<&str>, failures: u32) -> Value {
     let mut get = json!({ "path": path, "port": names::ADMIN_PORT, "scheme": "HTTP" });
     if let Some(host) = host {
-        get["host"] = json!(host);
+        put(&mut get, "host", json!(host));
     }
     json!({ "httpGet": get, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": failures })
+}
+
+/// Sets a field of a manifest.
+fn put(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(fields) = object {
+        fields.insert(key.to_owned(), value);
+    }
 }
 
 fn base64(text: &str) -> Value {
