@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use aggregator::{Aggregator, config::AggregatorConfig};
 use anyhow::{Context as _, bail};
 use api::AgentConfig;
+use proto::convert::FeatureState;
 use records::{Globals, RecordBatch};
 use telemetry::Telemetry;
 use tokio::{
@@ -20,7 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     capture::ebpf_net::{NetCapture, NetCaptureConfig},
-    ebpf::{net::LoadOptions, privileges},
+    doctor::with_unbuilt,
+    ebpf::{
+        capability::{Capabilities, Feature, State},
+        net::LoadOptions,
+        privileges,
+    },
     uplink::{ClientTls, GrpcConfig, Transport, Uplink, UplinkConfig},
 };
 
@@ -102,7 +108,9 @@ async fn serve(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow:
 
     let stop_capture = CancellationToken::new();
     let (out, batches) = mpsc::channel(CHANNEL);
-    let capture = start_capture(config, refuse, &telemetry, out, stop_capture.clone()).await?;
+    let (capture, capabilities) = start_capture(config, refuse, &telemetry, out, stop_capture.clone()).await?;
+    let features = reported(with_unbuilt(capabilities, config));
+    uplink.report(|report| report.features = features);
     let forwarder = tokio::spawn(forward(batches, uplink.clone()));
     ready.set_ok();
     tracing::info!(%admin, version = env!("CARGO_PKG_VERSION"), "Agent is up");
@@ -148,7 +156,7 @@ async fn start_capture(
     telemetry: &Telemetry,
     out: mpsc::Sender<RecordBatch>,
     stop: CancellationToken,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
+) -> anyhow::Result<(std::thread::JoinHandle<()>, Capabilities)> {
     let settings = capture_config(config, refuse);
     let telemetry = telemetry.clone();
     // Loading takes a while and blocks.
@@ -162,10 +170,26 @@ async fn start_capture(
             tracing::warn!(feature = feature.name, state = %feature.state, reason = feature.reason, "Feature is limited");
         }
     }
-    std::thread::Builder::new()
+    let capabilities = capture.capabilities().clone();
+    let thread = std::thread::Builder::new()
         .name("ebpf-net".into())
         .spawn(move || capture.run(&out, &stop))
-        .context("cannot start the capture thread")
+        .context("cannot start the capture thread")?;
+    Ok((thread, capabilities))
+}
+
+/// The features in the words of the agents' protocol.
+fn reported(features: Vec<Feature>) -> Vec<proto::convert::Feature> {
+    let feature = |feature: Feature| proto::convert::Feature {
+        name: feature.name.into(),
+        state: match feature.state {
+            State::On => FeatureState::On,
+            State::Degraded => FeatureState::Degraded,
+            State::Off => FeatureState::Off,
+        },
+        reason: feature.reason.into(),
+    };
+    features.into_iter().map(feature).collect()
 }
 
 /// The capture's settings out of the options.

@@ -93,7 +93,8 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     Ok(works)
 }
 
-fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
+/// All features, those of plugins that are not built among them.
+pub(crate) fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
     let mut features = capabilities.features;
     features.extend(config.plugins_not_built().into_iter().map(|name| Feature {
         name: Box::leak(name.into_boxed_str()),

@@ -8,7 +8,7 @@ use proto::{
     v1::{self, ClientMessage, client_message, collector_client::CollectorClient, server_message},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{self, Instant},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +21,7 @@ use tonic::{
 use super::{
     LOG_LIMIT,
     config::{Backoff, ClientTls, GrpcConfig},
+    report::NodeReport,
     window::Window,
 };
 
@@ -32,6 +33,7 @@ pub(super) struct Grpc {
     pub(super) config: GrpcConfig,
     pub(super) backoff: Backoff,
     pub(super) ack_timeout: Duration,
+    pub(super) report: watch::Receiver<NodeReport>,
 }
 
 /// Why a stream ended.
@@ -80,6 +82,10 @@ struct Session<'a> {
     spoke: Instant,
     /// An acknowledgement came.
     progress: bool,
+    /// `None` when the aggregator does not take reports.
+    report: Option<watch::Receiver<NodeReport>>,
+    /// Messages of the last report that are not sent yet.
+    to_report: VecDeque<client_message::Kind>,
 }
 
 /// Counts an open stream.
@@ -168,7 +174,14 @@ impl Grpc {
             refusals: 0,
             spoke: Instant::now(),
             progress: false,
+            report: None,
+            to_report: VecDeque::new(),
         };
+        if ack.takes_node_reports {
+            let mut report = self.report.clone();
+            session.to_report = report.borrow_and_update().messages().into();
+            session.report = Some(report);
+        }
         let ended = session.run().await;
         *progress = session.progress;
         ended
@@ -272,6 +285,12 @@ impl Session<'_> {
                 answer = self.inbound.message() => {
                     let answer = answer.map_err(StreamError::Status)?.ok_or(StreamError::Closed)?;
                     self.take(answer)?;
+                }
+                Some(messages) = changed(&mut self.report) => self.to_report = messages.into(),
+                slot = outbound.reserve(), if !self.to_report.is_empty() => {
+                    let slot = slot.map_err(|_| StreamError::Closed)?;
+                    slot.send(ClientMessage { kind: self.to_report.pop_front() });
+                    self.spoke = Instant::now();
                 }
                 slot = outbound.reserve(), if may_send && waiting => {
                     let slot = slot.map_err(|_| StreamError::Closed)?;
@@ -378,6 +397,17 @@ impl Session<'_> {
             Some(server_message::Kind::HelloAck(_)) => unexpected("hello_ack comes once"),
             None => unexpected("a message of no known kind"),
         }
+    }
+}
+
+/// Waits for the next report; for ever, or `None`, when none will come. Cancel safe.
+async fn changed(report: &mut Option<watch::Receiver<NodeReport>>) -> Option<Vec<client_message::Kind>> {
+    match report {
+        Some(report) => {
+            report.changed().await.ok()?;
+            Some(report.borrow_and_update().messages())
+        }
+        None => std::future::pending().await,
     }
 }
 

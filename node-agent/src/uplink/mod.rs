@@ -17,6 +17,7 @@ mod config;
 mod grpc;
 mod local;
 mod metrics;
+mod report;
 mod split;
 mod window;
 
@@ -25,11 +26,15 @@ use std::{sync::Arc, time::Duration};
 use proto::convert::Hello;
 use records::RecordBatch;
 use telemetry::{Ledger, LogLimit};
-use tokio::time::{self, Instant};
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Backoff, ClientTls, GrpcConfig, Transport, UplinkConfig, UplinkError};
 pub use metrics::UplinkMetrics;
+pub use report::NodeReport;
 pub use window::Unacked;
 
 use grpc::Grpc;
@@ -54,6 +59,7 @@ pub struct UplinkHandle {
 #[derive(Debug)]
 struct Shared {
     window: Window,
+    report: watch::Sender<NodeReport>,
     stop: CancellationToken,
     batch_records: usize,
     batch_bytes: usize,
@@ -111,6 +117,7 @@ impl Uplink {
         );
         let shared = Arc::new(Shared {
             window,
+            report: watch::Sender::default(),
             stop,
             batch_records,
             batch_bytes,
@@ -133,6 +140,7 @@ impl Uplink {
                         config,
                         backoff,
                         ack_timeout,
+                        report: shared.report.subscribe(),
                     }
                     .run(window, stop)
                     .await;
@@ -247,6 +255,16 @@ impl UplinkHandle {
                 return held;
             }
         }
+    }
+
+    /// Changes what the aggregator is told of this node: at once, and again after every reconnect. An aggregator in this
+    /// process, or one that does not know of reports, is told nothing.
+    pub fn report(&self, change: impl FnOnce(&mut NodeReport)) {
+        self.shared.report.send_if_modified(|report| {
+            let before = report.clone();
+            change(report);
+            *report != before
+        });
     }
 
     /// What waits for its acknowledgement now.

@@ -9,6 +9,7 @@
 )]
 
 mod peers;
+mod report;
 mod support;
 mod tls;
 
