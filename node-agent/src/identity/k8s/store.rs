@@ -1,0 +1,753 @@
+//! What is known of the cluster, with times. No I/O.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ahash::RandomState;
+use hashbrown::{HashMap, HashSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use records::{K8sEndpoint, Str, Transport};
+
+use super::objects::{EndpointSlice, Job, Node, Pod, ReplicaSet, Service};
+use crate::identity::cgroup::Uid;
+
+/// How long what ended is remembered, nanoseconds.
+const HISTORY_NS: i64 = 600 * 1_000_000_000;
+/// How long after its end an address still names its last holder: the last segments of a connection trail behind.
+const TRAIL_NS: i64 = 10 * 1_000_000_000;
+/// Ended pods remembered at most.
+const HISTORY_MAX: usize = 16_384;
+/// `to` of what has not ended.
+const OPEN: i64 = i64::MAX;
+/// Annotation with the uid that the cgroup of a static pod carries.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Label of a slice with the service's name.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Why an end has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unnamed {
+    /// No object is known by this address, uid or port.
+    Unknown,
+    /// Two pods may have held the address at that time.
+    AddressAmbiguous,
+    /// The address was not held at that time.
+    NotHeldThen,
+}
+
+/// Sizes and losses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods that live.
+    pub pods: usize,
+    /// Pods that ended and are remembered.
+    pub history: usize,
+    /// Ended pods forgotten before their time for lack of room.
+    pub history_dropped: u64,
+}
+
+#[derive(Debug)]
+struct PodEntry {
+    uid: Uid,
+    owner: Option<Uid>,
+    ips: [Option<IpAddr>; 2],
+    namespace: Str,
+    name: Str,
+    service: Option<Str>,
+    from: i64,
+    to: i64,
+    list: u32,
+    own: bool,
+    /// Ports of a pod in the node's network.
+    ports: Option<Box<[(u16, Transport)]>>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    kind: Str,
+    name: Str,
+    /// The workload above it: a replica set's deployment, a job's cron job.
+    parent: Option<(Str, Str)>,
+    /// Pods that have it.
+    pods: u32,
+    /// Its kind is watched, and it was seen; the list it was seen in.
+    seen: Option<u32>,
+}
+
+#[derive(Debug)]
+struct SliceEntry {
+    namespace: Str,
+    service: Str,
+    ips: Box<[IpAddr]>,
+    list: u32,
+}
+
+#[derive(Debug)]
+struct ServiceEntry {
+    endpoint: Arc<K8sEndpoint>,
+    ips: Box<[IpAddr]>,
+    node_ports: Box<[(u16, Transport)]>,
+    list: u32,
+}
+
+#[derive(Debug)]
+struct NodeEntry {
+    endpoint: Arc<K8sEndpoint>,
+    ips: Box<[IpAddr]>,
+    list: u32,
+}
+
+/// A kind that is listed and watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Pods.
+    Pod,
+    /// Services.
+    Service,
+    /// Endpoint slices.
+    EndpointSlice,
+    /// Nodes.
+    Node,
+    /// Replica sets.
+    ReplicaSet,
+    /// Jobs.
+    Job,
+}
+
+/// What is known of the cluster.
+#[derive(Debug)]
+pub struct Store {
+    node: Str,
+    pods: HashMap<Uid, Box<PodEntry>, RandomState>,
+    /// Holders of an address, the latest last.
+    by_ip: HashMap<IpAddr, Holders, RandomState>,
+    owners: HashMap<Uid, Owner, RandomState>,
+    slices: HashMap<Uid, SliceEntry, RandomState>,
+    /// The slice of an address; of several the one whose service is first by name.
+    backs: HashMap<IpAddr, Uid, RandomState>,
+    services: HashMap<Uid, ServiceEntry, RandomState>,
+    service_ips: HashMap<IpAddr, Uid, RandomState>,
+    node_ports: HashMap<(u16, Transport), Uid, RandomState>,
+    nodes: HashMap<Uid, NodeEntry, RandomState>,
+    node_ips: HashMap<IpAddr, Uid, RandomState>,
+    texts: HashSet<Str, RandomState>,
+    history: std::collections::VecDeque<(i64, Uid)>,
+    dropped: u64,
+    list: u32,
+}
+
+/// One holder needs no allocation of its own.
+#[derive(Debug)]
+enum Holders {
+    One(Uid),
+    More(Vec<Uid>),
+}
+
+impl Holders {
+    fn uids(&self) -> &[Uid] {
+        match self {
+            Self::One(uid) => std::slice::from_ref(uid),
+            Self::More(uids) => uids,
+        }
+    }
+
+    fn add(&mut self, uid: Uid) {
+        match self {
+            Self::One(one) if *one == uid => {}
+            Self::One(one) => *self = Self::More(vec![*one, uid]),
+            Self::More(uids) => {
+                uids.retain(|it| *it != uid);
+                uids.push(uid);
+            }
+        }
+    }
+
+    /// False when none is left.
+    fn remove(&mut self, uid: Uid) -> bool {
+        match self {
+            Self::One(one) => *one != uid,
+            Self::More(uids) => {
+                uids.retain(|it| *it != uid);
+                if let [one] = uids.as_slice() {
+                    *self = Self::One(*one);
+                }
+                !self.uids().is_empty()
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Knows nothing yet; `node` is the agent's own.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.into(),
+            pods: HashMap::default(),
+            by_ip: HashMap::default(),
+            owners: HashMap::default(),
+            slices: HashMap::default(),
+            backs: HashMap::default(),
+            services: HashMap::default(),
+            service_ips: HashMap::default(),
+            node_ports: HashMap::default(),
+            nodes: HashMap::default(),
+            node_ips: HashMap::default(),
+            texts: HashSet::default(),
+            history: std::collections::VecDeque::new(),
+            dropped: 0,
+            list: 0,
+        }
+    }
+
+    /// Sizes and losses.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            pods: self.pods.len() - self.history.len().min(self.pods.len()),
+            history: self.history.len(),
+            history_dropped: self.dropped,
+        }
+    }
+
+    /// A new list begins; what of the kind is not in it when it ends is gone. Returns the list's number.
+    pub fn begin_list(&mut self) -> u32 {
+        self.list = self.list.wrapping_add(1);
+        self.list
+    }
+
+    /// The list of a kind is complete: what was not in `list`, nor seen since, is gone.
+    pub fn end_list(&mut self, kind: Kind, list: u32, now: i64) {
+        // Numbers only grow; another kind's list may have begun meanwhile.
+        let stale = |seen: u32| seen < list;
+        match kind {
+            Kind::Pod => {
+                let gone: Vec<Uid> = self
+                    .pods
+                    .values()
+                    .filter(|pod| pod.to == OPEN && stale(pod.list))
+                    .map(|pod| pod.uid)
+                    .collect();
+                gone.into_iter().for_each(|uid| self.end_pod(uid, now));
+            }
+            Kind::Service => keys(&self.services, |it| stale(it.list))
+                .into_iter()
+                .for_each(|uid| self.remove_service(uid)),
+            Kind::EndpointSlice => keys(&self.slices, |it| stale(it.list))
+                .into_iter()
+                .for_each(|uid| self.remove_slice(uid)),
+            Kind::Node => keys(&self.nodes, |it| stale(it.list))
+                .into_iter()
+                .for_each(|uid| self.remove_node(uid)),
+            Kind::ReplicaSet | Kind::Job => {
+                let name = if kind == Kind::Job { "job" } else { "replicaset" };
+                self.owners.retain(|_, owner| {
+                    owner.pods > 0 || &*owner.kind != name || owner.seen.is_none_or(|seen| !stale(seen))
+                });
+            }
+        }
+    }
+
+    /// A pod is, or changed.
+    pub fn apply_pod(&mut self, pod: &Pod, now: i64) {
+        let Some(uid) = pod_uid(&pod.metadata) else { return };
+        let ended = matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let mut ips = pod.status.pod_ips.iter().map(|it| it.ip.as_str());
+        let first = ips.next().or(pod.status.pod_ip.as_deref()).and_then(address);
+        let ips = [first, ips.next().and_then(address)];
+        let list = self.list;
+        if let Some(entry) = self.pods.get_mut(&uid) {
+            entry.list = list;
+            if entry.to != OPEN {
+                return;
+            }
+            let before = entry.ips;
+            if ips.iter().any(Option::is_some) {
+                entry.ips = ips;
+            }
+            let after = entry.ips;
+            if before != after {
+                self.release(uid, before);
+                self.hold(uid, after);
+            }
+        } else {
+            let Some(name) = pod.metadata.name.as_deref() else {
+                return;
+            };
+            let owner = controller(&pod.metadata).and_then(|owner| self.refer(owner));
+            let namespace = self.text(pod.metadata.namespace.as_deref().unwrap_or_default());
+            // A start in the future is a clock's fault.
+            let from = pod
+                .status
+                .start_time
+                .as_ref()
+                .and_then(|time| i64::try_from(time.0.as_nanosecond()).ok())
+                .unwrap_or(now)
+                .min(now);
+            let ports = pod.spec.host_network.then(|| ports(pod));
+            let entry = PodEntry {
+                uid,
+                owner,
+                ips,
+                namespace,
+                name: name.into(),
+                service: None,
+                from,
+                to: OPEN,
+                list,
+                own: pod.spec.node_name.as_deref() == Some(&*self.node),
+                ports,
+            };
+            self.pods.insert(uid, Box::new(entry));
+            self.hold(uid, ips);
+        }
+        if ended {
+            self.end_pod(uid, now);
+        }
+    }
+
+    /// A pod is gone.
+    pub fn delete_pod(&mut self, pod: &Pod, now: i64) {
+        if let Some(uid) = pod_uid(&pod.metadata) {
+            self.end_pod(uid, now);
+        }
+    }
+
+    fn end_pod(&mut self, uid: Uid, now: i64) {
+        let Some(entry) = self.pods.get_mut(&uid).filter(|entry| entry.to == OPEN) else {
+            return;
+        };
+        entry.to = now;
+        // Its slice lets it go at about the same time.
+        let slice = entry.ips.iter().flatten().find_map(|ip| self.backs.get(ip));
+        let slice = slice.and_then(|slice| self.slices.get(slice));
+        entry.service = slice
+            .filter(|slice| entry.ports.is_none() && slice.namespace == entry.namespace)
+            .map(|slice| slice.service.clone());
+        self.history.push_back((now, uid));
+        if self.history.len() > HISTORY_MAX {
+            self.dropped += 1;
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets what ended long ago. Call it now and then.
+    pub fn expire(&mut self, now: i64) {
+        while self.history.front().is_some_and(|(to, _)| now - to > HISTORY_NS) {
+            self.forget_oldest();
+        }
+        self.texts.retain(|text| Arc::strong_count(text) > 1);
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(pod) = self.history.pop_front().and_then(|(_, uid)| self.pods.remove(&uid)) else {
+            return;
+        };
+        self.release(pod.uid, pod.ips);
+        if let Some(owner) = pod.owner
+            && let Some(entry) = self.owners.get_mut(&owner)
+        {
+            entry.pods = entry.pods.saturating_sub(1);
+            if entry.pods == 0 && entry.seen.is_none() {
+                self.owners.remove(&owner);
+            }
+        }
+    }
+
+    fn hold(&mut self, uid: Uid, ips: [Option<IpAddr>; 2]) {
+        for ip in ips.into_iter().flatten() {
+            self.by_ip
+                .entry(ip)
+                .and_modify(|it| it.add(uid))
+                .or_insert(Holders::One(uid));
+        }
+    }
+
+    fn release(&mut self, uid: Uid, ips: [Option<IpAddr>; 2]) {
+        for ip in ips.into_iter().flatten() {
+            if self.by_ip.get_mut(&ip).is_some_and(|holders| !holders.remove(uid)) {
+                self.by_ip.remove(&ip);
+            }
+        }
+    }
+
+    fn refer(&mut self, owner: &OwnerReference) -> Option<Uid> {
+        let uid = Uid::parse(&owner.uid)?;
+        if let Some(entry) = self.owners.get_mut(&uid) {
+            entry.pods += 1;
+        } else {
+            let kind = self.text(&owner.kind.to_lowercase());
+            let entry = Owner {
+                kind,
+                name: owner.name.as_str().into(),
+                parent: None,
+                pods: 1,
+                seen: None,
+            };
+            self.owners.insert(uid, entry);
+        }
+        Some(uid)
+    }
+
+    /// A replica set is, or changed.
+    pub fn apply_replica_set(&mut self, set: &ReplicaSet) {
+        self.apply_owner("replicaset", &set.metadata);
+    }
+
+    /// A job is, or changed.
+    pub fn apply_job(&mut self, job: &Job) {
+        self.apply_owner("job", &job.metadata);
+    }
+
+    fn apply_owner(&mut self, kind: &str, meta: &ObjectMeta) {
+        let (Some(uid), Some(name)) = (meta_uid(meta), meta.name.as_deref()) else {
+            return;
+        };
+        let parent = controller(meta).map(|owner| (self.text(&owner.kind.to_lowercase()), self.text(&owner.name)));
+        let list = self.list;
+        let kind = self.text(kind);
+        let entry = self.owners.entry(uid).or_insert_with(|| Owner {
+            kind,
+            name: name.into(),
+            parent: None,
+            pods: 0,
+            seen: None,
+        });
+        (entry.parent, entry.seen) = (parent, Some(list));
+    }
+
+    /// A replica set or a job is gone; pods that had it keep its name.
+    pub fn delete_owner(&mut self, meta: &ObjectMeta) {
+        let Some(uid) = meta_uid(meta) else { return };
+        if self.owners.get(&uid).is_some_and(|owner| owner.pods == 0) {
+            self.owners.remove(&uid);
+        }
+    }
+
+    /// A slice is, or changed.
+    pub fn apply_slice(&mut self, slice: &EndpointSlice) {
+        let meta = &slice.metadata;
+        let Some(uid) = meta_uid(meta) else { return };
+        let Some(service) = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else {
+            return;
+        };
+        self.remove_slice(uid);
+        let entry = SliceEntry {
+            namespace: self.text(meta.namespace.as_deref().unwrap_or_default()),
+            service: self.text(service),
+            ips: addresses(slice.endpoints.iter().flat_map(|it| &it.addresses)),
+            list: self.list,
+        };
+        let names = |slice: &SliceEntry| (slice.namespace.clone(), slice.service.clone());
+        for ip in &entry.ips {
+            let other = self.backs.get(ip).and_then(|other| self.slices.get(other));
+            if other.is_none_or(|other| names(&entry) < names(other)) {
+                self.backs.insert(*ip, uid);
+            }
+        }
+        self.slices.insert(uid, entry);
+    }
+
+    /// A slice is gone.
+    pub fn delete_slice(&mut self, slice: &EndpointSlice) {
+        meta_uid(&slice.metadata)
+            .into_iter()
+            .for_each(|uid| self.remove_slice(uid));
+    }
+
+    fn remove_slice(&mut self, uid: Uid) {
+        let Some(gone) = self.slices.remove(&uid) else { return };
+        for ip in &gone.ips {
+            if self.backs.get(ip) != Some(&uid) {
+                continue;
+            }
+            // Rare: an address in the slices of two services, or moved between two of one.
+            let slices = self.slices.iter().filter(|(_, slice)| slice.ips.contains(ip));
+            let next = slices
+                .min_by(|(_, a), (_, b)| (&a.namespace, &a.service).cmp(&(&b.namespace, &b.service)))
+                .map(|(uid, _)| *uid);
+            match next {
+                Some(next) => {
+                    self.backs.insert(*ip, next);
+                }
+                None => {
+                    self.backs.remove(ip);
+                }
+            }
+        }
+    }
+
+    /// A service is, or changed.
+    pub fn apply_service(&mut self, service: &Service) {
+        let meta = &service.metadata;
+        let (Some(uid), Some(name)) = (meta_uid(meta), meta.name.as_deref()) else {
+            return;
+        };
+        self.remove_service(uid);
+        let spec = &service.spec;
+        let endpoint = Arc::new(K8sEndpoint {
+            namespace: self.text(meta.namespace.as_deref().unwrap_or_default()),
+            service: self.text(name),
+            ..K8sEndpoint::default()
+        });
+        let balancer = service.status.load_balancer.ingress.iter().map(|it| &it.ip);
+        let ips = addresses(
+            spec.cluster_ip
+                .iter()
+                .chain(&spec.cluster_ips)
+                .chain(&spec.external_ips)
+                .chain(balancer),
+        );
+        let node_ports = spec
+            .ports
+            .iter()
+            .filter_map(|port| {
+                Some((
+                    port.node_port.filter(|it| *it != 0)?,
+                    transport(port.protocol.as_deref())?,
+                ))
+            })
+            .collect::<Box<[_]>>();
+        self.service_ips.extend(ips.iter().map(|ip| (*ip, uid)));
+        self.node_ports.extend(node_ports.iter().map(|port| (*port, uid)));
+        let list = self.list;
+        self.services.insert(
+            uid,
+            ServiceEntry {
+                endpoint,
+                ips,
+                node_ports,
+                list,
+            },
+        );
+    }
+
+    /// A service is gone.
+    pub fn delete_service(&mut self, service: &Service) {
+        meta_uid(&service.metadata)
+            .into_iter()
+            .for_each(|uid| self.remove_service(uid));
+    }
+
+    fn remove_service(&mut self, uid: Uid) {
+        let Some(gone) = self.services.remove(&uid) else { return };
+        for ip in &gone.ips {
+            if self.service_ips.get(ip) == Some(&uid) {
+                self.service_ips.remove(ip);
+            }
+        }
+        for port in &gone.node_ports {
+            if self.node_ports.get(port) == Some(&uid) {
+                self.node_ports.remove(port);
+            }
+        }
+    }
+
+    /// A node is, or changed.
+    pub fn apply_node(&mut self, node: &Node) {
+        let (Some(uid), Some(name)) = (meta_uid(&node.metadata), node.metadata.name.as_deref()) else {
+            return;
+        };
+        self.remove_node(uid);
+        let endpoint = Arc::new(K8sEndpoint {
+            workload: self.text(name),
+            workload_type: self.text("node"),
+            ..K8sEndpoint::default()
+        });
+        let ips = addresses(node.status.addresses.iter().map(|it| &it.address));
+        self.node_ips.extend(ips.iter().map(|ip| (*ip, uid)));
+        let list = self.list;
+        self.nodes.insert(uid, NodeEntry { endpoint, ips, list });
+    }
+
+    /// A node is gone.
+    pub fn delete_node(&mut self, node: &Node) {
+        meta_uid(&node.metadata)
+            .into_iter()
+            .for_each(|uid| self.remove_node(uid));
+    }
+
+    fn remove_node(&mut self, uid: Uid) {
+        let Some(gone) = self.nodes.remove(&uid) else { return };
+        for ip in &gone.ips {
+            if self.node_ips.get(ip) == Some(&uid) {
+                self.node_ips.remove(ip);
+            }
+        }
+    }
+
+    /// The pod of a uid; ended ones too, while they are remembered.
+    #[must_use]
+    pub fn pod(&self, uid: Uid) -> Option<K8sEndpoint> {
+        self.pods.get(&uid).map(|pod| self.endpoint(pod))
+    }
+
+    /// Namespace of a pod, and whether it is on the agent's own node.
+    #[must_use]
+    pub fn placement(&self, uid: Uid) -> Option<(Str, bool)> {
+        self.pods.get(&uid).map(|pod| (pod.namespace.clone(), pod.own))
+    }
+
+    /// Who held `ip` at `at`; `port` tells services on a node's address and pods in a node's network.
+    ///
+    /// # Errors
+    /// Why there is no name.
+    pub fn by_address(
+        &self,
+        ip: IpAddr,
+        port: Option<u16>,
+        transport: Transport,
+        at: i64,
+    ) -> Result<K8sEndpoint, Unnamed> {
+        if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
+            return Ok(self.on_node(node, ip, port, transport, at));
+        }
+        let held = match self.by_ip.get(&ip) {
+            Some(holders) => self.holder(holders.uids(), at),
+            None => Err(Unnamed::Unknown),
+        };
+        match held {
+            Ok(pod) => return Ok(self.endpoint(pod)),
+            Err(Unnamed::AddressAmbiguous) => return Err(Unnamed::AddressAmbiguous),
+            Err(_) => {}
+        }
+        if let Some(service) = self.service_ips.get(&ip).and_then(|uid| self.services.get(uid)) {
+            return Ok(K8sEndpoint::clone(&service.endpoint));
+        }
+        // An endpoint of a service without a selector.
+        if let (Err(Unnamed::Unknown), Some(slice)) = (&held, self.backs.get(&ip).and_then(|uid| self.slices.get(uid)))
+        {
+            return Ok(K8sEndpoint {
+                namespace: slice.namespace.clone(),
+                service: slice.service.clone(),
+                ..K8sEndpoint::default()
+            });
+        }
+        held.map(|pod| self.endpoint(pod))
+    }
+
+    fn on_node(&self, node: &NodeEntry, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> K8sEndpoint {
+        let Some(key) = port.map(|port| (port, transport)) else {
+            return K8sEndpoint::clone(&node.endpoint);
+        };
+        if let Some(service) = self.node_ports.get(&key).and_then(|uid| self.services.get(uid)) {
+            return K8sEndpoint::clone(&service.endpoint);
+        }
+        let uids = self.by_ip.get(&ip).map_or(&[][..], Holders::uids);
+        let mut pods = uids
+            .iter()
+            .filter_map(|uid| self.pods.get(uid))
+            .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.contains(&key)))
+            .filter(|pod| pod.from <= at && at < pod.to);
+        match (pods.next(), pods.next()) {
+            (Some(pod), None) => self.endpoint(pod),
+            _ => K8sEndpoint::clone(&node.endpoint),
+        }
+    }
+
+    fn holder(&self, uids: &[Uid], at: i64) -> Result<&PodEntry, Unnamed> {
+        let pods = || {
+            uids.iter()
+                .filter_map(|uid| self.pods.get(uid))
+                .filter(|pod| pod.ports.is_none())
+        };
+        let mut then = pods().filter(|pod| pod.from <= at && at < pod.to);
+        match (then.next(), then.next()) {
+            (Some(pod), None) => return Ok(pod),
+            (Some(_), Some(_)) => return Err(Unnamed::AddressAmbiguous),
+            (None, _) => {}
+        }
+        pods()
+            .filter(|pod| pod.to <= at && at - pod.to < TRAIL_NS)
+            .max_by_key(|pod| pod.to)
+            .map(|pod| &**pod)
+            .ok_or(Unnamed::NotHeldThen)
+    }
+
+    fn endpoint(&self, pod: &PodEntry) -> K8sEndpoint {
+        let service = pod.service.clone().or_else(|| {
+            // The address of a pod in the node's network is not its own.
+            let ips = pod.ips.iter().flatten().filter(|_| pod.ports.is_none());
+            ips.filter_map(|ip| self.slices.get(self.backs.get(ip)?))
+                .find(|slice| slice.namespace == pod.namespace)
+                .map(|slice| slice.service.clone())
+        });
+        let (workload_type, workload) = match pod.owner.and_then(|uid| self.owners.get(&uid)) {
+            None => ("pod".into(), pod.name.clone()),
+            Some(owner) => match &owner.parent {
+                Some((kind, name)) => (kind.clone(), name.clone()),
+                // Not seen yet: whether a deployment is above it is not known.
+                None if owner.seen.is_none() && matches!(&*owner.kind, "replicaset" | "job") => {
+                    (Str::default(), Str::default())
+                }
+                None => (owner.kind.clone(), owner.name.clone()),
+            },
+        };
+        K8sEndpoint {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            service: service.unwrap_or_default(),
+            workload,
+            workload_type,
+        }
+    }
+
+    /// The shared copy of a text.
+    fn text(&mut self, text: &str) -> Str {
+        self.texts.get_or_insert_with(text, |text| text.into()).clone()
+    }
+}
+
+fn keys<T>(of: &HashMap<Uid, T, RandomState>, which: impl Fn(&T) -> bool) -> Vec<Uid> {
+    of.iter().filter(|(_, it)| which(it)).map(|(uid, _)| *uid).collect()
+}
+
+fn meta_uid(meta: &ObjectMeta) -> Option<Uid> {
+    Uid::parse(meta.uid.as_deref()?)
+}
+
+/// The uid by which a pod's cgroup knows it.
+fn pod_uid(meta: &ObjectMeta) -> Option<Uid> {
+    let hash = meta
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(CONFIG_HASH));
+    hash.and_then(|hash| Uid::parse(hash)).or_else(|| meta_uid(meta))
+}
+
+fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    // The mirror of a static pod is owned by its node, which is no workload.
+    owners
+        .iter()
+        .find(|owner| owner.controller == Some(true) && owner.kind != "Node")
+}
+
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Box<[IpAddr]> {
+    texts.filter_map(|text| address(text)).collect()
+}
+
+fn transport(protocol: Option<&str>) -> Option<Transport> {
+    match protocol {
+        None | Some("TCP") => Some(Transport::Tcp),
+        Some("UDP") => Some(Transport::Udp),
+        Some(_) => None,
+    }
+}
+
+fn ports(pod: &Pod) -> Box<[(u16, Transport)]> {
+    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    ports
+        .filter_map(|port| {
+            let number = port.host_port.filter(|it| *it != 0).unwrap_or(port.container_port);
+            Some((number, transport(port.protocol.as_deref())?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

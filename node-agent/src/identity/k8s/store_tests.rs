@@ -1,0 +1,160 @@
+//! Objects as the API server writes them, and what they must be called.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const S: i64 = 1_000_000_000;
+
+fn uid(n: u32) -> String {
+    format!("00000000-0000-4000-8000-{n:012x}")
+}
+
+fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn pod(n: u32, name: &str, ip: &str, owner: Option<(&str, &str, u32)>) -> Pod {
+    let owners: Vec<_> = owner
+        .iter()
+        .map(|(kind, name, n)| json!({"apiVersion": "x/v1", "kind": kind, "name": name, "uid": uid(*n), "controller": true}))
+        .collect();
+    of(
+        json!({"metadata": {"name": name, "namespace": "shop", "uid": uid(n), "ownerReferences": owners},
+        "spec": {"nodeName": "one", "containers": [{"name": "c"}]},
+        "status": {"phase": "Running", "startTime": "1970-01-01T00:01:40Z", "podIP": ip, "podIPs": [{"ip": ip}]}}),
+    )
+}
+
+fn at(store: &Store, ip: &str, port: u16, seconds: i64) -> Result<K8sEndpoint, Unnamed> {
+    store.by_address(ip.parse().unwrap(), Some(port), Transport::Tcp, seconds * S)
+}
+
+#[test]
+fn owners_of_every_kind() {
+    let mut store = Store::new("one");
+    store.apply_replica_set(&of(json!({"metadata": {"name": "cart-1", "namespace": "shop", "uid": uid(100),
+        "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart", "uid": uid(1), "controller": true}]}})));
+    store.apply_job(&of(json!({"metadata": {"name": "bill-1", "namespace": "shop", "uid": uid(101),
+        "ownerReferences": [{"apiVersion": "batch/v1", "kind": "CronJob", "name": "bill", "uid": uid(2), "controller": true}]}})));
+    store.apply_job(&of(
+        json!({"metadata": {"name": "once", "namespace": "shop", "uid": uid(102)}}),
+    ));
+    for (n, owner, kind, name) in [
+        (1, Some(("ReplicaSet", "cart-1", 100)), "deployment", "cart"),
+        (2, Some(("Job", "bill-1", 101)), "cronjob", "bill"),
+        (3, Some(("Job", "once", 102)), "job", "once"),
+        (4, Some(("StatefulSet", "db", 103)), "statefulset", "db"),
+        (5, Some(("DaemonSet", "log", 104)), "daemonset", "log"),
+        (6, Some(("GameServer", "arena", 105)), "gameserver", "arena"),
+        (7, None, "pod", "p7"),
+        // The replica set has not been seen: the deployment above it is not guessed.
+        (8, Some(("ReplicaSet", "late-1", 106)), "", ""),
+    ] {
+        let ip = format!("10.0.0.{n}");
+        store.apply_pod(&pod(n, &format!("p{n}"), &ip, owner), 200 * S);
+        let found = at(&store, &ip, 80, 200).unwrap();
+        assert_eq!((&*found.workload_type, &*found.workload), (kind, name));
+        assert_eq!((&*found.namespace, &*found.pod), ("shop", format!("p{n}").as_str()));
+    }
+    assert!(store.placement(Uid::parse(&uid(1)).unwrap()).unwrap().1);
+}
+
+#[test]
+fn a_reused_address_names_who_held_it_then() {
+    let mut store = Store::new("one");
+    let old = pod(1, "old", "10.0.0.1", None);
+    store.apply_pod(&old, 110 * S);
+    store.delete_pod(&old, 200 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 205).unwrap().pod, "old");
+    let mut new = pod(2, "new", "10.0.0.1", None);
+    new.status.start_time = of(json!("1970-01-01T00:03:40Z"));
+    store.apply_pod(&new, 221 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 199).unwrap().pod, "old");
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 221).unwrap().pod, "new");
+    assert_eq!(at(&store, "10.0.0.1", 80, 50), Err(Unnamed::NotHeldThen));
+    // A third that says it began while the second lives.
+    store.apply_pod(&pod(3, "odd", "10.0.0.1", None), 230 * S);
+    assert_eq!(at(&store, "10.0.0.1", 80, 231), Err(Unnamed::AddressAmbiguous));
+    store.expire(801 * S);
+    assert_eq!((store.counts().history, store.counts().pods), (0, 2));
+}
+
+#[test]
+fn services_by_every_address() {
+    let mut store = Store::new("one");
+    store.apply_node(&of(json!({"metadata": {"name": "one", "uid": uid(50)},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "one"}]}})));
+    store.apply_service(&of(
+        json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid(51)},
+        "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00::9"], "externalIPs": ["203.0.113.5"],
+                 "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.6"}, {"hostname": "lb.example"}]}}}),
+    ));
+    for ip in ["10.96.0.9", "fd00::9", "203.0.113.5", "203.0.113.6"] {
+        assert_eq!(&*at(&store, ip, 80, 1).unwrap().service, "web");
+    }
+    assert_eq!(&*at(&store, "192.168.0.1", 30080, 1).unwrap().service, "web");
+    let node = at(&store, "192.168.0.1", 22, 1).unwrap();
+    assert_eq!((&*node.workload_type, &*node.workload, &*node.pod), ("node", "one", ""));
+    // A pod and an outside machine behind slices.
+    store.apply_pod(&pod(1, "w1", "10.0.0.1", None), 110 * S);
+    let slice = |ips: &[&str]| -> EndpointSlice {
+        of(
+            json!({"metadata": {"name": "web-x", "namespace": "shop", "uid": uid(52),
+            "labels": {"kubernetes.io/service-name": "web"}}, "endpoints": [{"addresses": ips}]}),
+        )
+    };
+    store.apply_slice(&slice(&["10.0.0.1", "198.51.100.7"]));
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 110).unwrap().service, "web");
+    let outside = at(&store, "198.51.100.7", 443, 110).unwrap();
+    assert_eq!((&*outside.service, &*outside.pod), ("web", ""));
+    store.delete_pod(&pod(1, "w1", "10.0.0.1", None), 120 * S);
+    store.apply_slice(&slice(&[]));
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 119).unwrap().service, "web");
+    assert_eq!(at(&store, "198.51.100.7", 443, 110), Err(Unnamed::Unknown));
+    let list = store.begin_list();
+    store.end_list(Kind::Service, list, 130 * S);
+    assert_eq!(at(&store, "10.96.0.9", 80, 1), Err(Unnamed::Unknown));
+}
+
+#[test]
+fn pods_in_the_nodes_network_are_told_by_port() {
+    let mut store = Store::new("one");
+    store.apply_node(&of(json!({"metadata": {"name": "one", "uid": uid(50)},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}]}})));
+    for (n, ports) in [(1, vec![9100, 9200]), (2, vec![9200])] {
+        let ports: Vec<_> = ports.iter().map(|port| json!({"containerPort": port})).collect();
+        let mut host = pod(n, &format!("h{n}"), "192.168.0.1", None);
+        host.spec = of(json!({"nodeName": "one", "hostNetwork": true, "containers": [{"ports": ports}]}));
+        // The address comes after the object.
+        let mut early = host.clone();
+        early.status = of(json!({"phase": "Pending"}));
+        store.apply_pod(&early, 100 * S);
+        store.apply_pod(&host, 101 * S);
+    }
+    assert_eq!(&*at(&store, "192.168.0.1", 9100, 110).unwrap().pod, "h1");
+    assert_eq!(&*at(&store, "192.168.0.1", 9200, 110).unwrap().workload, "one");
+    assert_eq!(&*store.pod(Uid::parse(&uid(2)).unwrap()).unwrap().pod, "h2");
+}
+
+#[test]
+fn a_relist_ends_what_is_gone_and_history_is_bounded() {
+    let mut store = Store::new("one");
+    let count = u32::try_from(HISTORY_MAX).unwrap() + 10;
+    for n in 0..count {
+        store.apply_pod(
+            &pod(n, "p", &format!("10.1.{}.{}", n >> 8 & 255, n & 255), None),
+            110 * S,
+        );
+    }
+    let list = store.begin_list();
+    store.apply_pod(&pod(0, "p", "10.1.0.0", None), 120 * S);
+    store.end_list(Kind::Pod, list, 120 * S);
+    let counts = store.counts();
+    assert_eq!(
+        (counts.pods, counts.history, counts.history_dropped),
+        (1, HISTORY_MAX, 9)
+    );
+}
