@@ -42,6 +42,8 @@ pub mod sample {
 pub mod adopt {
     /// Describe the socket behind a descriptor of the calling process and start to track it if it is a connection.
     pub const SOCKET: u32 = 0;
+    /// Describe it too, but of a connection only name the owner if it has none; track nothing new.
+    pub const OWNER: u32 = 1;
 }
 
 /// Kinds of ring-buffer events ([`EventHead::kind`]).
@@ -503,12 +505,8 @@ pub struct NetOffsets {
     pub socket_ino: u32,
     /// `sk_buff.sk`
     pub skb_sk: u32,
-    /// `pt_regs.orig_ax` (x86-64) or `pt_regs.syscallno` (arm64).
-    pub syscall_nr: u32,
-    /// Number of system call `accept`.
-    pub nr_accept: u32,
-    /// Number of system call `accept4`.
-    pub nr_accept4: u32,
+    /// `files_struct.next_fd`
+    pub next_fd: u32,
 }
 
 const _: () = {
@@ -529,7 +527,7 @@ const _: () = {
     assert!(size_of::<SockOwner>() == 24);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 40);
-    assert!(size_of::<NetOffsets>() == 41 * 4);
+    assert!(size_of::<NetOffsets>() == 39 * 4);
 };
 
 // === impl SampleBlock ===
@@ -586,9 +584,7 @@ impl NetOffsets {
         socket_file: ABSENT,
         socket_ino: ABSENT,
         skb_sk: ABSENT,
-        syscall_nr: ABSENT,
-        nr_accept: ABSENT,
-        nr_accept4: ABSENT,
+        next_fd: ABSENT,
     };
 }
 

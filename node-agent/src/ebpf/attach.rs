@@ -91,7 +91,7 @@ impl Attach<'_> {
         self.owner(capabilities);
     }
 
-    /// The accepting process: by return of the accept function, else by the system call.
+    /// The accepting process: by return of the accept function, else by who holds and closes the connection.
     fn owner(&mut self, capabilities: &mut Capabilities) {
         let mut refusals = Vec::new();
         let mut hook = None;
@@ -110,30 +110,15 @@ impl Attach<'_> {
             }
             other => refusals.push(format!("fexit: inet_csk_accept has {other:?} parameters")),
         }
-        let fallbacks: [(&str, &str, &str); 2] = [
-            (
-                "accept_syscall",
-                "raw tracepoint sys_exit",
-                "accept through io_uring is named at close only",
-            ),
-            (
-                "accept_return",
-                "kretprobe inet_csk_accept",
-                "with many processes blocked in accept some are named at close only",
-            ),
-        ];
-        for (program, label, limit) in fallbacks {
-            if hook.is_some() {
-                break;
-            }
-            let attached = if program == "accept_return" {
-                self.kretprobe(program, "inet_csk_accept")
-            } else {
-                self.raw_tracepoint(program, Some("sys_exit"))
-            };
-            match attached {
-                Ok(()) => hook = Some((label, limit)),
-                Err(error) => refusals.push(format!("{program}: {}", reason(&error))),
+        if hook.is_none() {
+            match self.kretprobe("accept_return", "inet_csk_accept") {
+                Ok(()) => {
+                    hook = Some((
+                        "kretprobe inet_csk_accept",
+                        "with many processes blocked in accept some are named by fork, close and descriptor scan only",
+                    ));
+                }
+                Err(error) => refusals.push(format!("kretprobe: {}", reason(&error))),
             }
         }
         let forks = self
@@ -143,8 +128,8 @@ impl Attach<'_> {
             .err()
             .map(|error| format!("children of forking servers: {}", reason(&error)));
         let (label, limit) = hook.unwrap_or((
-            "close and descriptor scan",
-            "accepting processes are named at close only",
+            "fork, close and descriptor scan",
+            "a connection is named by who closes it, or holds it at the end of an interval, not by who accepted it",
         ));
         if limit.is_empty() && fork_limit.is_none() {
             capabilities.on(TCP_OWNER, label);
@@ -252,9 +237,12 @@ impl Attach<'_> {
     fn kretprobe(&mut self, name: &str, function: &str) -> anyhow::Result<()> {
         let program: &mut KProbe = self.program(name)?;
         program.load()?;
-        program
-            .attach(function, 0)
-            .with_context(|| format!("function {function}"))?;
+        let attached = program.attach(function, 0);
+        if attached.is_err() {
+            // A program without a hook is of no use.
+            let _ = program.unload();
+        }
+        attached.with_context(|| format!("function {function}"))?;
         Ok(())
     }
 

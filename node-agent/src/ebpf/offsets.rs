@@ -62,12 +62,7 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
         socket_file: find("socket.file", &[("socket", "file")]),
         socket_ino: socket_ino(types).unwrap_or(ABSENT),
         skb_sk: find("sk_buff.sk", &[("sk_buff", "sk")]),
-        syscall_nr: find(
-            "pt_regs.syscall number",
-            &[("pt_regs", "orig_ax"), ("pt_regs", "syscallno")],
-        ),
-        nr_accept: u32::try_from(libc::SYS_accept).unwrap_or(ABSENT),
-        nr_accept4: u32::try_from(libc::SYS_accept4).unwrap_or(ABSENT),
+        next_fd: find("files_struct.next_fd", &[("files_struct", "next_fd")]),
     };
     for (label, value) in [
         ("SOCK_DONE", offsets.sock_done_bit),

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
 };
 
 use aya::Pod;
@@ -235,6 +236,15 @@ pub fn wait_for_running_programs() {
         // Refused on nohz_full kernels: no program runs for anywhere near this long.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+}
+
+/// User-mode and system CPU time of this thread.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists and `ts` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut ts) };
+    Duration::new(ts.tv_sec.cast_unsigned(), u32::try_from(ts.tv_nsec).unwrap_or(0))
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.

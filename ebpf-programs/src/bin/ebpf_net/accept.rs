@@ -10,7 +10,7 @@ use ebpf_common::net::{Conn, Inherited, Tuple, direction};
 use ebpf_programs::net::state;
 
 use crate::{
-    kernel::{current_process, read, read_tuple, sock_of_fd, voluntary_switches},
+    kernel::{current_process, current_task, read, read_tuple, sock_of_fd, voluntary_switches},
     maps::{CONNS, INHERITED, LAST_ACCEPT, config, offsets},
     report::IPPROTO_TCP,
     tcp::{EMPTY, excluded, now},
@@ -58,29 +58,8 @@ pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// `sys_exit(struct pt_regs *regs, long ret)`: the way to see accept where kernel functions cannot be probed.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-pub(crate) fn accept_syscall(ctx: RawTracePointContext) -> i32 {
-    let ret: i64 = ctx.arg(1);
-    // Most calls end here: 0 is no descriptor that a server accepts into.
-    if ret <= 0 || ret > i32::MAX as i64 {
-        return 0;
-    }
-    let regs: u64 = ctx.arg(0);
-    let off = offsets();
-    // The syscall number is an int on arm64 and a long on x86-64; both are little-endian.
-    let nr: u32 = read(regs, off.syscall_nr);
-    if nr == off.nr_accept || nr == off.nr_accept4 {
-        let sk = sock_of_fd(ret as u32);
-        if sk != 0 {
-            accepted(sk);
-        }
-    }
-    0
-}
-
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`: a process that forks right after it
-/// accepted a connection made the child to serve it.
+/// accepted a connection made the child to serve it. Where no accept hook saw that, the newest descriptors tell.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     let (parent, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
@@ -89,6 +68,9 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     // A new thread, or a thread that accepted nothing since its last fork. The parent is the current task.
     if parent_pid == child_pid {
         return 0;
+    }
+    if LAST_ACCEPT.get_ptr(current_thread()).is_none() {
+        accepted_lately();
     }
     let Some(inherited) = LAST_ACCEPT.get_ptr(current_thread()) else {
         return 0;
@@ -154,6 +136,28 @@ fn holds(sk: u64) -> bool {
     false
 }
 
+/// Looks for an accepted connection without an owner among the current process's newest descriptors.
+#[inline(always)]
+fn accepted_lately() {
+    let off = offsets();
+    let files: u64 = read(current_task(), off.files);
+    let next: u32 = read(files, off.next_fd);
+    for back in 1..=NEWEST_FDS {
+        let sk = sock_of_fd(next.wrapping_sub(back));
+        // SAFETY: a live map value.
+        let unowned = sk != 0
+            && CONNS
+                .get_ptr(sk)
+                .is_some_and(|conn| unsafe { (*conn).owner_pid == 0 && (*conn).direction == direction::INCOMING });
+        if unowned {
+            accepted(sk);
+            return;
+        }
+    }
+}
+
+/// Descriptors that a server may open between its accept and its fork.
+const NEWEST_FDS: u32 = 4;
 /// A server's child has its connection among its first descriptors.
 const FDS_LOOKED_AT: u32 = 64;
 /// Voluntary context switches that the fork itself may cost the forker.

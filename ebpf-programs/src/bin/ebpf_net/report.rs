@@ -153,7 +153,9 @@ fn add(agg: *mut TcpAgg, counters: &TcpCounters, established: u64) {
     unsafe {
         atomic_add(&raw mut (*agg).read, counters.read);
         atomic_add(&raw mut (*agg).written, counters.written);
-        atomic_add(&raw mut (*agg).retransmits, counters.retransmits as u64);
+        if counters.retransmits != 0 {
+            atomic_add(&raw mut (*agg).retransmits, counters.retransmits as u64);
+        }
         atomic_add(&raw mut (*agg).rtt_sum_us, counters.rtt_us as u64);
         atomic_add(&raw mut (*agg).rtt_var_sum_us, counters.rtt_var_us as u64);
         atomic_add(&raw mut (*agg).closed, 1);

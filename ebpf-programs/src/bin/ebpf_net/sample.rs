@@ -1,7 +1,7 @@
 //! Programs run by user space: counters of open connections, and a look at sockets older than the agent.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::raw_tracepoint, programs::RawTracePointContext};
-use ebpf_common::net::{Conn, SAMPLES_PER_RUN, Sample, direction, sample};
+use ebpf_common::net::{Conn, SAMPLES_PER_RUN, Sample, adopt, direction, sample};
 use ebpf_programs::net::state;
 
 use crate::{
@@ -32,22 +32,22 @@ pub(crate) fn tcp_sample(_ctx: RawTracePointContext) -> i32 {
 /// Run by user space: looks at the socket behind one of its own descriptors and adopts it if it is an open connection.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
-    let Some(adopt) = ADOPT.get_ptr_mut(0) else { return 0 };
+    let Some(ask) = ADOPT.get_ptr_mut(0) else { return 0 };
     // SAFETY: as in `tcp_sample`.
-    let adopt = unsafe { &mut *adopt };
-    adopt.found = 0;
-    adopt.id = 0;
-    let sk = sock_of_fd(adopt.fd);
-    if sk == 0 || !read_tuple(sk, &mut adopt.tuple) {
+    let ask = unsafe { &mut *ask };
+    ask.found = 0;
+    ask.id = 0;
+    let sk = sock_of_fd(ask.fd);
+    if sk == 0 || !read_tuple(sk, &mut ask.tuple) {
         return 0;
     }
     let off = offsets();
     let state = read::<u8>(sk, off.state) as u32;
     let protocol: u16 = read(sk, off.protocol);
-    adopt.sk = sk;
-    adopt.state = state;
-    adopt.protocol = protocol as u32;
-    adopt.found = 1;
+    ask.sk = sk;
+    ask.state = state;
+    ask.protocol = protocol as u32;
+    ask.found = 1;
     let open = matches!(
         state,
         state::ESTABLISHED | state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING
@@ -56,17 +56,20 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let Some(config) = config() else { return 0 };
-    if excluded(&adopt.tuple, config) {
+    if excluded(&ask.tuple, config) {
         return 0;
     }
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map value; the owner fields are written in process context of the owner only.
         let conn = unsafe { &mut *conn };
         if conn.owner_pid == 0 {
-            conn.owner_pid = adopt.pid;
-            conn.owner_comm = adopt.comm;
+            conn.owner_pid = ask.pid;
+            conn.owner_comm = ask.comm;
         }
-        adopt.id = conn.id;
+        ask.id = conn.id;
+        return 0;
+    }
+    if ask.op != adopt::SOCKET {
         return 0;
     }
     let counters = read_counters(sk, Some(state), false);
@@ -77,18 +80,18 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         base_read: counters.read,
         base_written: counters.written,
         base_retransmits: counters.retransmits,
-        owner_pid: adopt.pid,
-        owner_comm: adopt.comm,
+        owner_pid: ask.pid,
+        owner_comm: ask.comm,
         direction: direction::UNKNOWN,
         adopted: 1,
         ..EMPTY
     };
     if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
-        adopt.id = now;
+        ask.id = now;
         // Closed meanwhile: its close found no entry, so nothing would ever end this one.
         if read::<u8>(sk, off.state) as u32 == state::CLOSE {
             let _ = CONNS.remove(sk);
-            adopt.id = 0;
+            ask.id = 0;
         }
     }
     0

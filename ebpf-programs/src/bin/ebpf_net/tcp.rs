@@ -15,7 +15,7 @@ use crate::{
         atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current, read, read_counters,
         read_tuple, voluntary_switches,
     },
-    maps::{CONNS, CONNS_WERE_FULL, config, count, offsets},
+    maps::{CONNS, CONNS_WERE_FULL, HANDLED, config, count, offsets},
     report::{EMPTY_KEY, IPPROTO_TCP, end, send_close, skip_reason},
 };
 
@@ -27,8 +27,8 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
 }
 
 /// The same hook again, after `tcp_state`. Newer kernels skip a program that is already running on the CPU, so `tcp_state`
-/// misses a softirq's state change that interrupts it in a process. Every step below is idempotent: what `tcp_state` did
-/// has no effect here, what it missed is done here.
+/// misses a softirq's state change that interrupts it in a process. `tcp_state` leaves a mark of what it did last on the
+/// CPU; and every step below is idempotent: what `tcp_state` did has no effect here, what it missed is done here.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn tcp_state_nested(ctx: RawTracePointContext) -> i32 {
     state_changed(&ctx, false);
@@ -37,17 +37,41 @@ pub(crate) fn tcp_state_nested(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn state_changed(ctx: &RawTracePointContext, first: bool) {
-    let sk: u64 = ctx.arg(0);
-    let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
-    let (old, new) = (old as u32, new as u32);
+    let new = new as u32;
+    // The others tell nothing that the next one does not.
+    if !matches!(
+        new,
+        state::ESTABLISHED | state::SYN_SENT | state::FIN_WAIT1 | state::CLOSE | state::LAST_ACK
+    ) {
+        return;
+    }
+    let sk: u64 = ctx.arg(0);
+    // Kernel addresses keep their meaning without the top byte.
+    let this = sk << 8 | new as u64;
+    let Some(handled) = HANDLED.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's slot of a live map. Whatever runs in between changes it to something else, never to `this`:
+    // this socket reaches this state once.
+    unsafe {
+        if !first && core::ptr::read_volatile(handled) == this {
+            return;
+        }
+        if first {
+            core::ptr::write_volatile(handled, 0);
+        }
+    }
     let Some(config) = config() else { return };
+    let old: i32 = ctx.arg(1);
+    let old = old as u32;
     match new {
         state::SYN_SENT => connecting(sk, config),
         state::ESTABLISHED => established(sk, old, config),
-        state::FIN_WAIT1 | state::LAST_ACK => closing(sk, old, config),
         state::CLOSE => closed(sk, old, first, config),
-        _ => {}
+        _ => closing(sk, old, config),
+    }
+    if first {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(handled, this) };
     }
 }
 
@@ -78,6 +102,10 @@ fn destroyed(sk: u64) {
         if conn.at_close.read | conn.at_close.written != 0 {
             conn.established_ns = 1;
         }
+    }
+    if conn.owner_pid | conn.closer_pid == 0 {
+        // Reset before anybody closed it, and this is the close.
+        note_closer(sk, config);
     }
     let counters = latest(sk, conn);
     finish(sk, conn, counters, config);

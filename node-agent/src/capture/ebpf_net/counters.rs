@@ -127,6 +127,7 @@ pub(super) struct NetMetrics {
     sample_connections: Gauge,
     sample_seconds: Gauge<f64, AtomicU64>,
     sample_cpu_seconds: Gauge<f64, AtomicU64>,
+    sample_kernel_seconds: Gauge<f64, AtomicU64>,
     scan_seconds: Gauge<f64, AtomicU64>,
     missed_closes: Counter,
     vanished: Counter,
@@ -160,6 +161,7 @@ impl NetMetrics {
             sample_connections: Gauge::default(),
             sample_seconds: Gauge::default(),
             sample_cpu_seconds: Gauge::default(),
+            sample_kernel_seconds: Gauge::default(),
             scan_seconds: Gauge::default(),
             missed_closes: Counter::default(),
             vanished: Counter::default(),
@@ -202,6 +204,11 @@ impl NetMetrics {
                 "sample_cpu_seconds",
                 "CPU time of the last sample, user space and system calls",
                 this.sample_cpu_seconds.clone(),
+            );
+            r.register(
+                "sample_kernel_cpu_seconds",
+                "Part of sample_cpu_seconds inside system calls",
+                this.sample_kernel_seconds.clone(),
             );
             r.register(
                 "owner_scan_seconds",
@@ -250,10 +257,12 @@ impl NetMetrics {
             open,
             missed_close,
             vanished,
+            kernel_cpu,
         } = *report;
         self.sample_connections.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.sample_seconds.set(took.as_secs_f64());
         self.sample_cpu_seconds.set(cpu.as_secs_f64());
+        self.sample_kernel_seconds.set(kernel_cpu.as_secs_f64());
         self.missed_closes.inc_by(missed_close);
         self.vanished.inc_by(vanished);
     }

@@ -41,7 +41,7 @@ use crate::{
     ebpf::{
         capability::{Capabilities, State},
         net::{self, LoadOptions, NetObject},
-        sys::{Batches, monotonic_ns, wait_for_running_programs},
+        sys::{Batches, monotonic_ns, thread_cpu, wait_for_running_programs},
     },
     identity::process::Proc,
 };
@@ -252,14 +252,16 @@ impl NetCapture {
                 .sample(&mut self.object, &|tuple| listeners.contains(tuple), &mut self.rows)?;
             self.metrics
                 .sampled(&report, start.elapsed(), thread_cpu().saturating_sub(cpu));
-            // A close that raced with the sample is in the ring by now.
-            self.read_events();
         }
         if self.capabilities.state(net::TCP_OLDER) != State::Off {
             let start = Instant::now();
-            self.owners.scan(&self.proc, &mut self.tracker, &mut self.flows);
+            self.owners
+                .scan(&mut self.object, &self.proc, &mut self.tracker, &mut self.flows)?;
             self.metrics.scanned(start.elapsed());
         }
+        self.tracker.add_unnamed(&mut self.rows);
+        // A close that raced with the sample is in the ring by now.
+        self.read_events();
         self.metrics.programs(&self.object.programs());
         Ok(())
     }
@@ -459,12 +461,4 @@ fn first_client_port(proc: &Proc) -> u16 {
         .ok()
         .and_then(|text| text.split_whitespace().next()?.parse().ok())
         .unwrap_or(32_768)
-}
-
-/// User-mode and system CPU time of this thread.
-fn thread_cpu() -> Duration {
-    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists and `ts` is writable.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut ts) };
-    Duration::new(ts.tv_sec.cast_unsigned(), u32::try_from(ts.tv_nsec).unwrap_or(0))
 }

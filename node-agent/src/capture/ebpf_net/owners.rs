@@ -3,7 +3,7 @@
 use std::{collections::hash_map::Entry, os::fd::AsRawFd as _};
 
 use ahash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
-use ebpf_common::net::{Adopt, Tuple};
+use ebpf_common::net::{Adopt, Tuple, adopt};
 use ebpf_programs::net::state;
 
 use super::{
@@ -109,14 +109,23 @@ impl Owners {
     }
 
     /// Finds out who holds each socket now, and tells both sides.
-    pub(super) fn scan(&mut self, proc: &Proc, tracker: &mut Tracker, flows: &mut Flows) {
+    ///
+    /// # Errors
+    /// If the kernel refuses to run the program that looks at a socket.
+    pub(super) fn scan(
+        &mut self,
+        object: &mut NetObject,
+        proc: &Proc,
+        tracker: &mut Tracker,
+        flows: &mut Flows,
+    ) -> anyhow::Result<()> {
         let mut held = Vec::new();
         sockets::for_each_socket(proc, |one| held.push(one));
         held.sort_unstable_by_key(|one| (one.inode, one.pid));
         let mut comms: HashMap<u32, Comm> = HashMap::new();
         let mut comm_of = |pid: u32| *comms.entry(pid).or_insert_with(|| proc.comm(pid).unwrap_or_default());
         tracker.update_owners(|inode, owner| other_holder(&held, inode, owner).map(|pid| (pid, comm_of(pid))));
-        self.learn_cookies(&held);
+        self.learn_cookies(object, &held, &mut comm_of)?;
         let holders: Vec<(u64, Owner)> = held
             .iter()
             .filter_map(|one| {
@@ -125,9 +134,17 @@ impl Owners {
             })
             .collect();
         flows.set_holders(holders.into_iter());
+        Ok(())
     }
 
-    fn learn_cookies(&mut self, held: &[Held]) {
+    /// Looks at the sockets not looked at before: UDP sockets get their cookie, TCP connections their owner. The owner
+    /// must be known before this process lets go of its copy, which may be the last.
+    fn learn_cookies(
+        &mut self,
+        object: &mut NetObject,
+        held: &[Held],
+        comm_of: &mut impl FnMut(u32) -> Comm,
+    ) -> anyhow::Result<()> {
         let mut looks = 0;
         let mut known = HashMap::with_capacity(held.len());
         for one in held {
@@ -142,11 +159,21 @@ impl Owners {
                     let udp = sockets::int_option(&borrowed, libc::SO_PROTOCOL) == Some(libc::IPPROTO_UDP)
                         && sockets::int_option(&borrowed, libc::SO_TYPE) == Some(libc::SOCK_DGRAM);
                     vacant.insert(if udp { sockets::cookie(&borrowed) } else { None });
+                    if sockets::int_option(&borrowed, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP) {
+                        object.adopt(Adopt {
+                            op: adopt::OWNER,
+                            fd: borrowed.as_raw_fd().cast_unsigned(),
+                            pid: one.pid,
+                            comm: comm_of(one.pid),
+                            ..Adopt::default()
+                        })?;
+                    }
                 }
             }
         }
         // Only what is still held is kept: inode numbers are used again.
         self.cookies = known;
+        Ok(())
     }
 }
 

@@ -4,6 +4,8 @@
 //! flow. One that is open at the end of an interval gets a slot; from then on its counters are absolute and this module
 //! takes differences, until its close arrives as an event with the same slot.
 
+use std::time::Duration;
+
 use ahash::RandomState;
 use ebpf_common::net::{
     Conn, FlowKey, SAMPLES_PER_RUN, Sample, SampleBlock, TcpAgg, TcpCloseEvent, TcpCounters, Tuple, direction, sample,
@@ -15,15 +17,15 @@ use super::rows::{Row, RowKey, Rows};
 use crate::{
     ebpf::{
         net::NetObject,
-        sys::{Batches, monotonic_ns},
+        sys::{Batches, monotonic_ns, thread_cpu},
     },
     identity::process::Comm,
 };
 
 /// Connections read per system call.
 const BATCH: usize = 4096;
-/// A connection that nobody was seen to accept is reported without a process after this long.
-const ACCEPT_PATIENCE_NS: u64 = 10_000_000_000;
+/// A connection that no process is seen to hold is reported without one after this long.
+const PATIENCE_NS: u64 = 10_000_000_000;
 
 /// Connections that have been sampled at least once.
 pub(super) struct Tracker {
@@ -33,6 +35,10 @@ pub(super) struct Tracker {
     block: Box<SampleBlock>,
     /// The connection of each entry of `block`.
     pending: Vec<(u32, Conn)>,
+    /// Contributions of connections whose owner is not known yet: slot, and what to add.
+    unnamed: Vec<(u32, Row)>,
+    /// CPU time of this pass inside system calls.
+    kernel_cpu: Duration,
     pass: u32,
     ephemeral_port: u32,
 }
@@ -48,6 +54,10 @@ struct Slot {
     comm: Comm,
     /// Owner as the kernel side knows it; a different `key.pid` was found by the descriptor scan.
     kernel_pid: u32,
+    /// Process that accepted it and then forked, 0 if none did.
+    forker_pid: u32,
+    /// Time of establishment, monotonic nanoseconds.
+    established_ns: u64,
     seen: u32,
 }
 
@@ -60,6 +70,8 @@ pub(super) struct SampleReport {
     pub missed_close: u64,
     /// Slots whose close event was lost.
     pub vanished: u64,
+    /// CPU time spent inside system calls: the kernel's part.
+    pub kernel_cpu: Duration,
 }
 
 impl Tracker {
@@ -72,6 +84,8 @@ impl Tracker {
             batches: Batches::read(BATCH),
             block: Box::default(),
             pending: Vec::with_capacity(SAMPLES_PER_RUN),
+            unnamed: Vec::new(),
+            kernel_cpu: Duration::ZERO,
             pass: 0,
             ephemeral_port: u32::from(ephemeral_port),
         }
@@ -152,28 +166,61 @@ impl Tracker {
         let now = monotonic_ns();
         // Taken out so that the batch can be walked while `self` changes.
         let mut batches = std::mem::replace(&mut self.batches, Batches::read(0));
-        while let Some(batch) = batches.next(object.map("CONNS")?)? {
-            for (sk, conn) in batch.filter(|(_, conn)| is_reportable(conn, now)) {
+        self.kernel_cpu = Duration::ZERO;
+        loop {
+            let before = thread_cpu();
+            let batch = batches.next(object.map("CONNS")?)?;
+            self.kernel_cpu += thread_cpu().saturating_sub(before);
+            let Some(batch) = batch else { break };
+            for (sk, conn) in batch.filter(|(_, conn)| conn.established_ns != 0 && conn.closing == 0) {
                 report.open += 1;
                 self.enqueue(*sk, conn);
                 if self.pending.len() == SAMPLES_PER_RUN {
-                    self.run(object, listening, rows, &mut stale)?;
+                    self.run(object, listening, now, rows, &mut stale)?;
                 }
             }
         }
         self.batches = batches;
-        self.run(object, listening, rows, &mut stale)?;
+        self.run(object, listening, now, rows, &mut stale)?;
         for sk in stale {
             report.missed_close += u64::from(object.forget_connection(sk)?);
         }
         report.vanished = self.sweep();
+        report.kernel_cpu = self.kernel_cpu;
         Ok(report)
+    }
+
+    /// Adds what [`Self::sample`] held back until the owners were looked for. A new connection that still has none is
+    /// left to its close or to the next interval.
+    pub(super) fn add_unnamed(&mut self, rows: &mut Rows) {
+        let now = monotonic_ns();
+        for (index, part) in std::mem::take(&mut self.unnamed) {
+            let Some(slot) = self.slots.get(index as usize) else {
+                continue;
+            };
+            if slot.key.pid == 0 && part.established != 0 && now.saturating_sub(slot.established_ns) < PATIENCE_NS {
+                self.release(index);
+                continue;
+            }
+            let mut key = slot.key;
+            let part = Row {
+                comm: slot.comm,
+                ..part
+            };
+            fold_ports(&mut key, self.ephemeral_port);
+            rows.add(RowKey { flow: key, udp: false }, &part);
+        }
     }
 
     /// Replaces owners by who holds the descriptor now; `holder(inode, owner)` gives the process to name, if another.
     pub(super) fn update_owners(&mut self, mut holder: impl FnMut(u64, u32) -> Option<(u32, Comm)>) {
+        let now = monotonic_ns();
         for slot in self.slots.iter_mut().filter(|slot| slot.id != 0 && slot.inode != 0) {
             if let Some((pid, comm)) = holder(slot.inode, slot.key.pid) {
+                // Its child was quicker than its own close after the fork.
+                if pid == slot.forker_pid && now.saturating_sub(slot.established_ns) < PATIENCE_NS {
+                    continue;
+                }
                 slot.key.pid = pid;
                 slot.comm = comm;
             }
@@ -206,6 +253,7 @@ impl Tracker {
         &mut self,
         object: &mut NetObject,
         listening: &dyn Fn(&Tuple) -> bool,
+        now: u64,
         rows: &mut Rows,
         stale: &mut Vec<u64>,
     ) -> anyhow::Result<()> {
@@ -213,7 +261,9 @@ impl Tracker {
             return Ok(());
         }
         self.block.count = self.pending.len() as u64;
+        let before = thread_cpu();
         object.sample(&mut self.block)?;
+        self.kernel_cpu += thread_cpu().saturating_sub(before);
         let pending = std::mem::take(&mut self.pending);
         for ((index, conn), sampled) in pending.iter().zip(&self.block.samples) {
             let Some(slot) = self.slots.get_mut(*index as usize) else {
@@ -242,6 +292,10 @@ impl Tracker {
                 self.free.push(*index);
                 continue;
             }
+            if fresh && is_waiting(conn, sampled, now) {
+                self.free.push(*index);
+                continue;
+            }
             let mut established = 0;
             if fresh {
                 established = u64::from(conn.adopted == 0);
@@ -254,6 +308,7 @@ impl Tracker {
                 slot.kernel_pid = conn.owner_pid;
                 slot.comm = conn.owner_comm;
             }
+            slot.forker_pid = conn.forker_pid;
             slot.seen = self.pass;
             let part = Row {
                 established,
@@ -273,6 +328,9 @@ impl Tracker {
             if ended {
                 slot.id = 0;
                 self.free.push(*index);
+            } else if key.pid == 0 && changed {
+                self.unnamed.push((*index, part));
+                continue;
             }
             if changed {
                 fold_ports(&mut key, self.ephemeral_port);
@@ -313,12 +371,13 @@ impl Tracker {
     }
 }
 
-/// Open, not ending, and in the hands of a process: until it is accepted a connection has no owner to name.
-fn is_reportable(conn: &Conn, now: u64) -> bool {
-    let unaccepted = conn.owner_pid == 0 && conn.adopted == 0 && conn.direction == direction::INCOMING;
-    conn.established_ns != 0
-        && conn.closing == 0
-        && !(unaccepted && now.saturating_sub(conn.established_ns) < ACCEPT_PATIENCE_NS)
+/// Not in the hands of a process yet: until it is accepted a connection has no owner to name.
+fn is_waiting(conn: &Conn, sampled: &Sample, now: u64) -> bool {
+    conn.owner_pid == 0
+        && conn.adopted == 0
+        && conn.direction == direction::INCOMING
+        && sampled.inode == 0
+        && now.saturating_sub(conn.established_ns) < PATIENCE_NS
 }
 
 fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -> Slot {
@@ -349,6 +408,8 @@ fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -
         },
         comm: conn.owner_comm,
         kernel_pid: conn.owner_pid,
+        forker_pid: conn.forker_pid,
+        established_ns: conn.established_ns,
         seen: 0,
     }
 }
