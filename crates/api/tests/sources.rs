@@ -40,22 +40,29 @@ fn refused(result: Result<AgentConfig, ConfigErrors>, words: &[&str]) {
 }
 
 #[test]
-fn flag_over_environment_over_file_over_default() {
+fn flag_over_environment_over_object_over_file_over_default() {
+    let object = ec_api::collector::EbpfCollectorSpec {
+        interval: Some("15s".into()),
+        ..Default::default()
+    };
     let seconds = |sources: &[Source]| {
         let mut builder = ConfigBuilder::new();
         for source in sources {
             match source {
                 Source::Default => {}
                 Source::File => drop(builder.toml_str("f", "interval = '10s'")),
+                Source::Object => drop(builder.object(object.agent_options())),
                 Source::Env => drop(builder.env([("ENV_INPUT_EBPF_INTERVAL", "20s")])),
                 Source::Flag => drop(builder.set("interval", Source::Flag, "30s")),
             }
         }
         builder.build().unwrap().interval.as_secs()
     };
-    use Source::{Env, File, Flag};
+    use Source::{Env, File, Flag, Object};
     assert_eq!(seconds(&[]), 60);
     assert_eq!(seconds(&[File]), 10);
+    assert_eq!(seconds(&[Object, File]), 15);
+    assert_eq!(seconds(&[Env, Object, File]), 20);
     assert_eq!(seconds(&[Env, File]), 20);
     assert_eq!(seconds(&[Flag, Env, File]), 30);
     assert_eq!(seconds(&[File, Flag]), 30);

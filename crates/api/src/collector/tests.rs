@@ -141,7 +141,16 @@ namespaces:
     let http = [L7Flow::Http].as_slice();
     let both = [L7Flow::Http, L7Flow::HttpTls].as_slice();
     // (namespace, labels, annotation, plugins, l7, ignored items)
-    let table: &[(&str, &BTreeMap<_, _>, Option<&str>, &[Plugin], &[L7Flow], usize)] = &[
+    // Namespace, its labels, its annotation; plugins, protocols and number of ignored items expected.
+    type Row<'a> = (
+        &'a str,
+        &'a BTreeMap<String, String>,
+        Option<&'a str>,
+        &'a [Plugin],
+        &'a [L7Flow],
+        usize,
+    );
+    let table: &[Row<'_>] = &[
         ("other", &none, None, &[Net, Conntrack, Trace], http, 0),
         ("quiet", &gold, None, &[], &[], 0),
         ("gold", &gold, None, &[Net, Bash, Conntrack, Trace], both, 0),
