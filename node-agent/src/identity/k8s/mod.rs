@@ -8,4 +8,4 @@
 pub mod objects;
 pub mod store;
 
-pub use store::{Counts, Store, Unnamed};
+pub use store::{Counts, Kind, Store, Unnamed, UnnamedCounts};

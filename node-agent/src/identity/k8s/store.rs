@@ -1,6 +1,12 @@
 //! What is known of the cluster, with times. No I/O.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use ahash::RandomState;
 use hashbrown::{HashMap, HashSet};
@@ -14,6 +20,8 @@ use crate::identity::cgroup::Uid;
 const HISTORY_NS: i64 = 600 * 1_000_000_000;
 /// How long after its end an address still names its last holder: the last segments of a connection trail behind.
 const TRAIL_NS: i64 = 10 * 1_000_000_000;
+/// How long before a pod's end its service may have let its address go and still be its service.
+const LET_GO_NS: i64 = 60 * 1_000_000_000;
 /// Ended pods remembered at most.
 const HISTORY_MAX: usize = 16_384;
 /// `to` of what has not ended.
@@ -32,6 +40,48 @@ pub enum Unnamed {
     AddressAmbiguous,
     /// The address was not held at that time.
     NotHeldThen,
+    /// Several pods in the node's network declare the port: the node is named in their place.
+    PortAmbiguous,
+    /// The pod is named, its workload is not: the replica set or job that owns it has not been seen.
+    OwnerUnseen,
+}
+
+/// Lookups that gave no name or a lesser one, by [`Unnamed`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnnamedCounts {
+    /// [`Unnamed::Unknown`].
+    pub unknown: u64,
+    /// [`Unnamed::AddressAmbiguous`].
+    pub address_ambiguous: u64,
+    /// [`Unnamed::NotHeldThen`].
+    pub not_held_then: u64,
+    /// [`Unnamed::PortAmbiguous`].
+    pub port_ambiguous: u64,
+    /// [`Unnamed::OwnerUnseen`].
+    pub owner_unseen: u64,
+}
+
+/// [`UnnamedCounts`] while they grow; lookups share the store.
+#[derive(Debug, Default)]
+struct Unnameds {
+    unknown: AtomicU64,
+    address_ambiguous: AtomicU64,
+    not_held_then: AtomicU64,
+    port_ambiguous: AtomicU64,
+    owner_unseen: AtomicU64,
+}
+
+impl Unnameds {
+    fn add(&self, why: Unnamed) {
+        let counter = match why {
+            Unnamed::Unknown => &self.unknown,
+            Unnamed::AddressAmbiguous => &self.address_ambiguous,
+            Unnamed::NotHeldThen => &self.not_held_then,
+            Unnamed::PortAmbiguous => &self.port_ambiguous,
+            Unnamed::OwnerUnseen => &self.owner_unseen,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Sizes and losses.
@@ -69,8 +119,18 @@ struct Owner {
     parent: Option<(Str, Str)>,
     /// Pods that have it.
     pods: u32,
-    /// Its kind is watched, and it was seen; the list it was seen in.
-    seen: Option<u32>,
+    seen: Seen,
+}
+
+/// What is known of an owner beyond what its pods say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// Its kind is not watched, or it has not come yet.
+    Never,
+    /// It is; the list it was seen in.
+    In(u32),
+    /// It was; its last pod takes it away.
+    Gone,
 }
 
 #[derive(Debug)]
@@ -113,6 +173,34 @@ pub enum Kind {
     Job,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ReplicaSet,
+        Self::Job,
+    ];
+}
+
+/// The number of each kind's latest list; an object has the number of the list it was last seen in or after.
+#[derive(Debug, Default)]
+struct Lists([u32; Kind::ALL.len()]);
+
+impl Lists {
+    fn get(&self, kind: Kind) -> u32 {
+        self.0.get(kind as usize).copied().unwrap_or_default()
+    }
+
+    fn next(&mut self, kind: Kind) {
+        if let Some(list) = self.0.get_mut(kind as usize) {
+            *list = list.wrapping_add(1);
+        }
+    }
+}
+
 /// What is known of the cluster.
 #[derive(Debug)]
 pub struct Store {
@@ -132,7 +220,10 @@ pub struct Store {
     texts: HashSet<Str, RandomState>,
     history: std::collections::VecDeque<(i64, Uid)>,
     dropped: u64,
-    list: u32,
+    lists: Lists,
+    /// Services that let the address of a living pod go, and when: what the pod was until then.
+    let_go: HashMap<Uid, (Str, i64), RandomState>,
+    unnamed: Unnameds,
 }
 
 /// One holder needs no allocation of its own.
@@ -195,7 +286,9 @@ impl Store {
             texts: HashSet::default(),
             history: std::collections::VecDeque::new(),
             dropped: 0,
-            list: 0,
+            lists: Lists::default(),
+            let_go: HashMap::default(),
+            unnamed: Unnameds::default(),
         }
     }
 
@@ -209,16 +302,28 @@ impl Store {
         }
     }
 
-    /// A new list begins; what of the kind is not in it when it ends is gone. Returns the list's number.
-    pub fn begin_list(&mut self) -> u32 {
-        self.list = self.list.wrapping_add(1);
-        self.list
+    /// Lookups so far that gave no name or a lesser one.
+    #[must_use]
+    pub fn unnamed(&self) -> UnnamedCounts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UnnamedCounts {
+            unknown: of(&self.unnamed.unknown),
+            address_ambiguous: of(&self.unnamed.address_ambiguous),
+            not_held_then: of(&self.unnamed.not_held_then),
+            port_ambiguous: of(&self.unnamed.port_ambiguous),
+            owner_unseen: of(&self.unnamed.owner_unseen),
+        }
     }
 
-    /// The list of a kind is complete: what was not in `list`, nor seen since, is gone.
-    pub fn end_list(&mut self, kind: Kind, list: u32, now: i64) {
-        // Numbers only grow; another kind's list may have begun meanwhile.
-        let stale = |seen: u32| seen < list;
+    /// A new list of a kind begins; a list that was under way is abandoned, and nothing is gone by it.
+    pub fn begin_list(&mut self, kind: Kind) {
+        self.lists.next(kind);
+    }
+
+    /// The list of a kind is complete: what of the kind was not in it is gone.
+    pub fn end_list(&mut self, kind: Kind, now: i64) {
+        let list = self.lists.get(kind);
+        let stale = |seen: u32| seen != list;
         match kind {
             Kind::Pod => {
                 let gone: Vec<Uid> = self
@@ -234,14 +339,17 @@ impl Store {
                 .for_each(|uid| self.remove_service(uid)),
             Kind::EndpointSlice => keys(&self.slices, |it| stale(it.list))
                 .into_iter()
-                .for_each(|uid| self.remove_slice(uid)),
+                .for_each(|uid| self.drop_slice(uid, now)),
             Kind::Node => keys(&self.nodes, |it| stale(it.list))
                 .into_iter()
                 .for_each(|uid| self.remove_node(uid)),
             Kind::ReplicaSet | Kind::Job => {
                 let name = if kind == Kind::Job { "job" } else { "replicaset" };
                 self.owners.retain(|_, owner| {
-                    owner.pods > 0 || &*owner.kind != name || owner.seen.is_none_or(|seen| !stale(seen))
+                    if &*owner.kind == name && matches!(owner.seen, Seen::In(seen) if stale(seen)) {
+                        owner.seen = Seen::Gone;
+                    }
+                    owner.pods > 0 || owner.seen != Seen::Gone
                 });
             }
         }
@@ -254,11 +362,17 @@ impl Store {
         let mut ips = pod.status.pod_ips.iter().map(|it| it.ip.as_str());
         let first = ips.next().or(pod.status.pod_ip.as_deref()).and_then(address);
         let ips = [first, ips.next().and_then(address)];
-        let list = self.list;
+        let list = self.lists.get(Kind::Pod);
         if let Some(entry) = self.pods.get_mut(&uid) {
             entry.list = list;
             if entry.to != OPEN {
-                return;
+                if ended {
+                    return;
+                }
+                // A static pod comes again under the uid its cgroup keeps.
+                entry.to = OPEN;
+                entry.service = None;
+                self.history.retain(|(_, old)| *old != uid);
             }
             let before = entry.ips;
             if ips.iter().any(Option::is_some) {
@@ -317,12 +431,14 @@ impl Store {
             return;
         };
         entry.to = now;
-        // Its slice lets it go at about the same time.
+        // Its slice lets it go shortly before or after.
+        let let_go = self.let_go.remove(&uid).filter(|(_, when)| now - when < LET_GO_NS);
         let slice = entry.ips.iter().flatten().find_map(|ip| self.backs.get(ip));
         let slice = slice.and_then(|slice| self.slices.get(slice));
         entry.service = slice
             .filter(|slice| entry.ports.is_none() && slice.namespace == entry.namespace)
-            .map(|slice| slice.service.clone());
+            .map(|slice| slice.service.clone())
+            .or(let_go.map(|(service, _)| service));
         self.history.push_back((now, uid));
         if self.history.len() > HISTORY_MAX {
             self.dropped += 1;
@@ -335,6 +451,7 @@ impl Store {
         while self.history.front().is_some_and(|(to, _)| now - to > HISTORY_NS) {
             self.forget_oldest();
         }
+        self.let_go.retain(|_, (_, when)| now - *when <= HISTORY_NS);
         self.texts.retain(|text| Arc::strong_count(text) > 1);
     }
 
@@ -347,7 +464,7 @@ impl Store {
             && let Some(entry) = self.owners.get_mut(&owner)
         {
             entry.pods = entry.pods.saturating_sub(1);
-            if entry.pods == 0 && entry.seen.is_none() {
+            if entry.pods == 0 && !matches!(entry.seen, Seen::In(_)) {
                 self.owners.remove(&owner);
             }
         }
@@ -381,7 +498,7 @@ impl Store {
                 name: owner.name.as_str().into(),
                 parent: None,
                 pods: 1,
-                seen: None,
+                seen: Seen::Never,
             };
             self.owners.insert(uid, entry);
         }
@@ -403,39 +520,40 @@ impl Store {
             return;
         };
         let parent = controller(meta).map(|owner| (self.text(&owner.kind.to_lowercase()), self.text(&owner.name)));
-        let list = self.list;
+        let list = self.lists.get(if kind == "job" { Kind::Job } else { Kind::ReplicaSet });
         let kind = self.text(kind);
         let entry = self.owners.entry(uid).or_insert_with(|| Owner {
             kind,
             name: name.into(),
             parent: None,
             pods: 0,
-            seen: None,
+            seen: Seen::Never,
         });
-        (entry.parent, entry.seen) = (parent, Some(list));
+        (entry.parent, entry.seen) = (parent, Seen::In(list));
     }
 
     /// A replica set or a job is gone; pods that had it keep its name.
     pub fn delete_owner(&mut self, meta: &ObjectMeta) {
         let Some(uid) = meta_uid(meta) else { return };
-        if self.owners.get(&uid).is_some_and(|owner| owner.pods == 0) {
-            self.owners.remove(&uid);
+        match self.owners.get_mut(&uid) {
+            Some(owner) if owner.pods > 0 => owner.seen = Seen::Gone,
+            _ => drop(self.owners.remove(&uid)),
         }
     }
 
     /// A slice is, or changed.
-    pub fn apply_slice(&mut self, slice: &EndpointSlice) {
+    pub fn apply_slice(&mut self, slice: &EndpointSlice, now: i64) {
         let meta = &slice.metadata;
         let Some(uid) = meta_uid(meta) else { return };
         let Some(service) = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else {
             return;
         };
-        self.remove_slice(uid);
+        let before = self.remove_slice(uid);
         let entry = SliceEntry {
             namespace: self.text(meta.namespace.as_deref().unwrap_or_default()),
             service: self.text(service),
             ips: addresses(slice.endpoints.iter().flat_map(|it| &it.addresses)),
-            list: self.list,
+            list: self.lists.get(Kind::EndpointSlice),
         };
         let names = |slice: &SliceEntry| (slice.namespace.clone(), slice.service.clone());
         for ip in &entry.ips {
@@ -445,17 +563,35 @@ impl Store {
             }
         }
         self.slices.insert(uid, entry);
+        before.into_iter().for_each(|before| self.let_go(&before, now));
     }
 
     /// A slice is gone.
-    pub fn delete_slice(&mut self, slice: &EndpointSlice) {
+    pub fn delete_slice(&mut self, slice: &EndpointSlice, now: i64) {
         meta_uid(&slice.metadata)
             .into_iter()
-            .for_each(|uid| self.remove_slice(uid));
+            .for_each(|uid| self.drop_slice(uid, now));
     }
 
-    fn remove_slice(&mut self, uid: Uid) {
-        let Some(gone) = self.slices.remove(&uid) else { return };
+    fn drop_slice(&mut self, uid: Uid, now: i64) {
+        let gone = self.remove_slice(uid);
+        gone.into_iter().for_each(|gone| self.let_go(&gone, now));
+    }
+
+    /// Remembers the service of living pods whose addresses are in no slice any more.
+    fn let_go(&mut self, gone: &SliceEntry, now: i64) {
+        for ip in gone.ips.iter().filter(|ip| !self.backs.contains_key(*ip)) {
+            for uid in self.by_ip.get(ip).map_or(&[][..], Holders::uids) {
+                let pod = self.pods.get(uid);
+                if pod.is_some_and(|pod| pod.to == OPEN && pod.ports.is_none() && pod.namespace == gone.namespace) {
+                    self.let_go.insert(*uid, (gone.service.clone(), now));
+                }
+            }
+        }
+    }
+
+    fn remove_slice(&mut self, uid: Uid) -> Option<SliceEntry> {
+        let gone = self.slices.remove(&uid)?;
         for ip in &gone.ips {
             if self.backs.get(ip) != Some(&uid) {
                 continue;
@@ -474,6 +610,7 @@ impl Store {
                 }
             }
         }
+        Some(gone)
     }
 
     /// A service is, or changed.
@@ -509,7 +646,7 @@ impl Store {
             .collect::<Box<[_]>>();
         self.service_ips.extend(ips.iter().map(|ip| (*ip, uid)));
         self.node_ports.extend(node_ports.iter().map(|port| (*port, uid)));
-        let list = self.list;
+        let list = self.lists.get(Kind::Service);
         self.services.insert(
             uid,
             ServiceEntry {
@@ -555,7 +692,7 @@ impl Store {
         });
         let ips = addresses(node.status.addresses.iter().map(|it| &it.address));
         self.node_ips.extend(ips.iter().map(|ip| (*ip, uid)));
-        let list = self.list;
+        let list = self.lists.get(Kind::Node);
         self.nodes.insert(uid, NodeEntry { endpoint, ips, list });
     }
 
@@ -575,10 +712,13 @@ impl Store {
         }
     }
 
-    /// The pod of a uid; ended ones too, while they are remembered.
-    #[must_use]
-    pub fn pod(&self, uid: Uid) -> Option<K8sEndpoint> {
-        self.pods.get(&uid).map(|pod| self.endpoint(pod))
+    /// The pod of a uid as it was at `at`; ended ones too, while they are remembered.
+    ///
+    /// # Errors
+    /// Why there is no name.
+    pub fn pod(&self, uid: Uid, at: i64) -> Result<K8sEndpoint, Unnamed> {
+        let found = self.pods.get(&uid).map(|pod| self.endpoint(pod, at));
+        found.ok_or(Unnamed::Unknown).inspect_err(|why| self.unnamed.add(*why))
     }
 
     /// Namespace of a pod, and whether it is on the agent's own node.
@@ -598,6 +738,11 @@ impl Store {
         transport: Transport,
         at: i64,
     ) -> Result<K8sEndpoint, Unnamed> {
+        self.find(ip, port, transport, at)
+            .inspect_err(|why| self.unnamed.add(*why))
+    }
+
+    fn find(&self, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> Result<K8sEndpoint, Unnamed> {
         if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
             return Ok(self.on_node(node, ip, port, transport, at));
         }
@@ -606,7 +751,7 @@ impl Store {
             None => Err(Unnamed::Unknown),
         };
         match held {
-            Ok(pod) => return Ok(self.endpoint(pod)),
+            Ok(pod) => return Ok(self.endpoint(pod, at)),
             Err(Unnamed::AddressAmbiguous) => return Err(Unnamed::AddressAmbiguous),
             Err(_) => {}
         }
@@ -622,7 +767,7 @@ impl Store {
                 ..K8sEndpoint::default()
             });
         }
-        held.map(|pod| self.endpoint(pod))
+        held.map(|pod| self.endpoint(pod, at))
     }
 
     fn on_node(&self, node: &NodeEntry, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> K8sEndpoint {
@@ -639,8 +784,12 @@ impl Store {
             .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.contains(&key)))
             .filter(|pod| pod.from <= at && at < pod.to);
         match (pods.next(), pods.next()) {
-            (Some(pod), None) => self.endpoint(pod),
-            _ => K8sEndpoint::clone(&node.endpoint),
+            (Some(pod), None) => self.endpoint(pod, at),
+            (Some(_), Some(_)) => {
+                self.unnamed.add(Unnamed::PortAmbiguous);
+                K8sEndpoint::clone(&node.endpoint)
+            }
+            (None, _) => K8sEndpoint::clone(&node.endpoint),
         }
     }
 
@@ -663,20 +812,26 @@ impl Store {
             .ok_or(Unnamed::NotHeldThen)
     }
 
-    fn endpoint(&self, pod: &PodEntry) -> K8sEndpoint {
-        let service = pod.service.clone().or_else(|| {
+    fn endpoint(&self, pod: &PodEntry, at: i64) -> K8sEndpoint {
+        let slice = || {
             // The address of a pod in the node's network is not its own.
             let ips = pod.ips.iter().flatten().filter(|_| pod.ports.is_none());
             ips.filter_map(|ip| self.slices.get(self.backs.get(ip)?))
                 .find(|slice| slice.namespace == pod.namespace)
                 .map(|slice| slice.service.clone())
-        });
+        };
+        let let_go = || self.let_go.get(&pod.uid).filter(|(_, when)| at < *when);
+        let service = pod.service.clone();
+        let service = service
+            .or_else(slice)
+            .or_else(|| let_go().map(|(service, _)| service.clone()));
         let (workload_type, workload) = match pod.owner.and_then(|uid| self.owners.get(&uid)) {
             None => ("pod".into(), pod.name.clone()),
             Some(owner) => match &owner.parent {
                 Some((kind, name)) => (kind.clone(), name.clone()),
                 // Not seen yet: whether a deployment is above it is not known.
-                None if owner.seen.is_none() && matches!(&*owner.kind, "replicaset" | "job") => {
+                None if owner.seen == Seen::Never && matches!(&*owner.kind, "replicaset" | "job") => {
+                    self.unnamed.add(Unnamed::OwnerUnseen);
                     (Str::default(), Str::default())
                 }
                 None => (owner.kind.clone(), owner.name.clone()),

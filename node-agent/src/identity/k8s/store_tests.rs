@@ -106,16 +106,16 @@ fn services_by_every_address() {
             "labels": {"kubernetes.io/service-name": "web"}}, "endpoints": [{"addresses": ips}]}),
         )
     };
-    store.apply_slice(&slice(&["10.0.0.1", "198.51.100.7"]));
+    store.apply_slice(&slice(&["10.0.0.1", "198.51.100.7"]), 110 * S);
     assert_eq!(&*at(&store, "10.0.0.1", 80, 110).unwrap().service, "web");
     let outside = at(&store, "198.51.100.7", 443, 110).unwrap();
     assert_eq!((&*outside.service, &*outside.pod), ("web", ""));
     store.delete_pod(&pod(1, "w1", "10.0.0.1", None), 120 * S);
-    store.apply_slice(&slice(&[]));
+    store.apply_slice(&slice(&[]), 120 * S);
     assert_eq!(&*at(&store, "10.0.0.1", 80, 119).unwrap().service, "web");
     assert_eq!(at(&store, "198.51.100.7", 443, 110), Err(Unnamed::Unknown));
-    let list = store.begin_list();
-    store.end_list(Kind::Service, list, 130 * S);
+    store.begin_list(Kind::Service);
+    store.end_list(Kind::Service, 130 * S);
     assert_eq!(at(&store, "10.96.0.9", 80, 1), Err(Unnamed::Unknown));
 }
 
@@ -136,7 +136,12 @@ fn pods_in_the_nodes_network_are_told_by_port() {
     }
     assert_eq!(&*at(&store, "192.168.0.1", 9100, 110).unwrap().pod, "h1");
     assert_eq!(&*at(&store, "192.168.0.1", 9200, 110).unwrap().workload, "one");
-    assert_eq!(&*store.pod(Uid::parse(&uid(2)).unwrap()).unwrap().pod, "h2");
+    assert_eq!(&*store.pod(Uid::parse(&uid(2)).unwrap(), 110 * S).unwrap().pod, "h2");
+    let unnamed = UnnamedCounts {
+        port_ambiguous: 1,
+        ..UnnamedCounts::default()
+    };
+    assert_eq!(store.unnamed(), unnamed);
 }
 
 #[test]
@@ -149,12 +154,102 @@ fn a_relist_ends_what_is_gone_and_history_is_bounded() {
             110 * S,
         );
     }
-    let list = store.begin_list();
+    store.begin_list(Kind::Pod);
     store.apply_pod(&pod(0, "p", "10.1.0.0", None), 120 * S);
-    store.end_list(Kind::Pod, list, 120 * S);
+    store.end_list(Kind::Pod, 120 * S);
     let counts = store.counts();
     assert_eq!(
         (counts.pods, counts.history, counts.history_dropped),
         (1, HISTORY_MAX, 9)
     );
+}
+
+#[test]
+fn every_missing_name_is_counted_with_its_reason() {
+    let mut store = Store::new("one");
+    store.apply_pod(&pod(1, "a", "10.0.0.1", Some(("ReplicaSet", "late-1", 100))), 110 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 110).unwrap().workload, "");
+    assert_eq!(at(&store, "10.0.0.1", 80, 50), Err(Unnamed::NotHeldThen));
+    assert_eq!(at(&store, "10.0.0.9", 80, 110), Err(Unnamed::Unknown));
+    store.apply_pod(&pod(2, "b", "10.0.0.1", None), 120 * S);
+    for _ in 0..2 {
+        assert_eq!(at(&store, "10.0.0.1", 80, 120), Err(Unnamed::AddressAmbiguous));
+    }
+    let expected = UnnamedCounts {
+        unknown: 1,
+        address_ambiguous: 2,
+        not_held_then: 1,
+        port_ambiguous: 0,
+        owner_unseen: 1,
+    };
+    assert_eq!(store.unnamed(), expected);
+}
+
+#[test]
+fn lists_of_several_kinds_interleave() {
+    let mut store = Store::new("one");
+    let service = |n: u32, ip: &str| -> Service {
+        of(
+            json!({"metadata": {"name": format!("s{n}"), "namespace": "shop", "uid": uid(n)}, "spec": {"clusterIP": ip}}),
+        )
+    };
+    store.apply_pod(&pod(1, "stays", "10.0.0.1", None), 110 * S);
+    store.apply_pod(&pod(2, "goes", "10.0.0.2", None), 110 * S);
+    store.apply_service(&service(51, "10.96.0.1"));
+    store.apply_service(&service(52, "10.96.0.2"));
+    store.begin_list(Kind::Pod);
+    store.apply_pod(&pod(1, "stays", "10.0.0.1", None), 120 * S);
+    // The list of services begins twice, the first was cut off, and ends before that of pods.
+    store.begin_list(Kind::Service);
+    store.apply_service(&service(52, "10.96.0.2"));
+    store.begin_list(Kind::Service);
+    store.apply_service(&service(51, "10.96.0.1"));
+    store.end_list(Kind::Service, 121 * S);
+    assert_eq!(store.counts().pods, 2);
+    store.end_list(Kind::Pod, 122 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 200).unwrap().pod, "stays");
+    assert_eq!(at(&store, "10.0.0.2", 80, 200), Err(Unnamed::NotHeldThen));
+    assert_eq!(&*at(&store, "10.96.0.1", 80, 200).unwrap().service, "s51");
+    assert_eq!(at(&store, "10.96.0.2", 80, 200), Err(Unnamed::Unknown));
+}
+
+#[test]
+fn a_service_that_let_go_before_the_end_is_kept() {
+    let mut store = Store::new("one");
+    let slice = |ips: &[&str]| -> EndpointSlice {
+        of(
+            json!({"metadata": {"name": "web-x", "namespace": "shop", "uid": uid(52),
+            "labels": {"kubernetes.io/service-name": "web"}}, "endpoints": [{"addresses": ips}]}),
+        )
+    };
+    for n in 1..=2 {
+        store.apply_pod(&pod(n, &format!("w{n}"), &format!("10.0.0.{n}"), None), 110 * S);
+    }
+    store.apply_slice(&slice(&["10.0.0.1", "10.0.0.2"]), 110 * S);
+    store.apply_slice(&slice(&[]), 120 * S);
+    // Both live on without the service; one ends soon after, one much later.
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 119).unwrap().service, "web");
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 121).unwrap().service, "");
+    store.delete_pod(&pod(1, "w1", "10.0.0.1", None), 122 * S);
+    store.delete_pod(&pod(2, "w2", "10.0.0.2", None), 300 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 119).unwrap().service, "web");
+    assert_eq!(&*at(&store, "10.0.0.2", 80, 299).unwrap().service, "");
+}
+
+#[test]
+fn a_static_pod_comes_again_and_owners_leave_with_their_last_pod() {
+    let mut store = Store::new("one");
+    let owned = pod(1, "p1", "10.0.0.1", Some(("Job", "once", 100)));
+    let job: Job = of(json!({"metadata": {"name": "once", "namespace": "shop", "uid": uid(100)}}));
+    store.apply_job(&job);
+    store.apply_pod(&owned, 110 * S);
+    store.delete_pod(&owned, 120 * S);
+    store.apply_pod(&owned, 130 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 500).unwrap().workload, "once");
+    assert_eq!((store.counts().pods, store.counts().history), (1, 0));
+    store.delete_owner(&job.metadata);
+    store.delete_pod(&owned, 140 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 135).unwrap().workload, "once");
+    store.expire(1000 * S);
+    assert!(store.owners.is_empty());
 }
