@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, TLS_DIRECTORY, metadata, probe, put, security_context, tls_arguments};
+use super::{Inputs, TLS_DIRECTORY, log_format, metadata, probe, put, security_context, tls_arguments};
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT};
 
 /// What docs/CAPABILITIES.md lists. `SYS_RESOURCE` is for kernels before 5.11.
@@ -38,12 +38,11 @@ pub(super) fn manifest(inputs: &Inputs) -> Option<Value> {
         "/host",
         "--admin-listen",
         &format!("127.0.0.1:{ADMIN_PORT}"),
-        "--log-format",
-        "json",
     ]
     .map(str::to_owned)
     .into();
     arguments.extend(tls_arguments());
+    arguments.extend(log_format(&inputs.agent.arguments));
     arguments.extend(inputs.agent.arguments.iter().cloned());
     let capabilities: Vec<String> = CAPABILITIES
         .into_iter()

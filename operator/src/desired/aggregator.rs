@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, TLS_DIRECTORY, metadata, probe, put, security_context, tls_arguments};
+use super::{Inputs, TLS_DIRECTORY, log_format, metadata, probe, put, security_context, tls_arguments};
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT, SECRET_HASH};
 
 const QUEUE_DIRECTORY: &str = "/var/lib/ebpf-collector/queue";
@@ -97,8 +97,6 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         &format!("0.0.0.0:{ADMIN_PORT}"),
         "--queue-dir",
         QUEUE_DIRECTORY,
-        "--log-format",
-        "json",
     ]
     .map(str::to_owned)
     .into();
@@ -111,6 +109,7 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         mounts.push(json!({ "name": "dataway", "mountPath": TOKEN_DIRECTORY, "readOnly": true }));
         put(&mut pod_metadata, "annotations", json!({ SECRET_HASH: token.hash }));
     }
+    arguments.extend(log_format(&options.arguments));
     arguments.extend(options.arguments.iter().cloned());
     let mut container = json!({
         "name": "aggregator",

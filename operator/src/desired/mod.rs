@@ -205,6 +205,12 @@ fn base64(text: &str) -> Value {
     serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap_or_default()
 }
 
+/// Logs are for machines unless the object says otherwise: the programs refuse a flag that is given twice.
+fn log_format(given: &[String]) -> Option<String> {
+    let set = given.iter().any(|argument| argument.starts_with("--log-format="));
+    (!set).then(|| "--log-format=json".to_owned())
+}
+
 /// Where the TLS files of a pod are.
 const TLS_DIRECTORY: &str = "/etc/ebpf-collector/tls";
 
