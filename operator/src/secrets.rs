@@ -1,0 +1,69 @@
+//! Secrets of the operator's namespace as values: certificates that exist, the DataWay token's hash.
+//!
+//! Data flow: API server ▶ [`existing`] ▶ `certificates::Material::plan`; [`token_hash`] ▶ `inputs::Observed`. A Secret that
+//! cannot be read is an error, not an absent one: else a failing connection would found a new authority.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+
+use crate::{
+    certificates::{Authority, Existing, KeyedCertificate},
+    cluster::{ClusterError, failed},
+    drift,
+};
+
+/// The certificates that were issued for the object `instance`.
+///
+/// # Errors
+/// [`ClusterError`] when a Secret cannot be read.
+pub async fn existing(client: &Client, namespace: &str, instance: &str) -> Result<Existing, ClusterError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let read = async |suffix: &str| {
+        let name = format!("{instance}-{suffix}");
+        api.get_opt(&name).await.map_err(failed("read", "Secret", &name))
+    };
+    Ok(Existing {
+        authority: read("authority").await?.as_ref().and_then(authority),
+        aggregator: read("aggregator-tls").await?.as_ref().and_then(|it| keyed(it, "tls")),
+        agent: read("agent-tls").await?.as_ref().and_then(|it| keyed(it, "tls")),
+        operator: read("operator-tls").await?.as_ref().and_then(|it| keyed(it, "tls")),
+    })
+}
+
+/// Hash of what is at `key` of the Secret `name`; none if either is missing or empty.
+///
+/// # Errors
+/// [`ClusterError`] when the Secret cannot be read.
+pub async fn token_hash(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    key: &str,
+) -> Result<Option<String>, ClusterError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(name).await.map_err(failed("read", "Secret", name))?;
+    let token = secret.as_ref().and_then(|secret| text(secret, key));
+    Ok(token
+        .filter(|token| !token.trim().is_empty())
+        .map(|token| drift::hash(&token.into())))
+}
+
+fn text(secret: &Secret, key: &str) -> Option<String> {
+    String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+}
+
+fn keyed(secret: &Secret, part: &str) -> Option<KeyedCertificate> {
+    Some(KeyedCertificate {
+        certificate: text(secret, &format!("{part}.crt"))?,
+        key: text(secret, &format!("{part}.key"))?,
+    })
+}
+
+fn authority(secret: &Secret) -> Option<Authority> {
+    Some(Authority {
+        current: keyed(secret, "tls")?,
+        next: keyed(secret, "next"),
+        previous: text(secret, "previous.crt"),
+        stepped: text(secret, "stepped")?.parse().ok()?,
+    })
+}
