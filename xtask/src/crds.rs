@@ -40,7 +40,28 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
 
 fn yaml() -> Result<String> {
     let definition = serde_yaml::to_string(&EbpfCollector::crd()).context("writing the definition as YAML")?;
-    Ok(format!("{HEAD}{definition}"))
+    let mut text = HEAD.to_owned();
+    for line in definition.lines() {
+        text.push_str(&quoted(line));
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// A line of YAML with a plain scalar in quotes that YAML 1.1, which Kubernetes reads, takes for a truth value.
+fn quoted(line: &str) -> String {
+    let start = line.rfind(": ").map(|at| at + 2).or_else(|| {
+        line.trim_start()
+            .starts_with("- ")
+            .then(|| line.len() - line.trim_start().len() + 2)
+    });
+    let Some((head, scalar)) = start.and_then(|at| line.split_at_checked(at)) else {
+        return line.to_owned();
+    };
+    match scalar.to_ascii_lowercase().as_str() {
+        "on" | "off" | "yes" | "no" | "y" | "n" => format!("{head}'{scalar}'"),
+        _ => line.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +72,14 @@ mod tests {
     #[test]
     fn committed_definitions_are_fresh() {
         main(&Args { check: true }).unwrap();
+    }
+
+    #[test]
+    fn old_truth_values_are_quoted() {
+        assert_eq!(quoted("  default: off"), "  default: 'off'");
+        assert_eq!(quoted("  - No"), "  - 'No'");
+        assert_eq!(quoted("  default: offset"), "  default: offset");
+        assert_eq!(quoted("  default: false"), "  default: false");
+        assert_eq!(quoted("  description: 'on: off'"), "  description: 'on: off'");
     }
 }

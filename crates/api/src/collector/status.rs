@@ -71,17 +71,21 @@ pub struct NodeCounts {
     pub summary: String,
 }
 
-/// One feature over all nodes, such as `ebpf-net/netflow`.
+/// One feature over all nodes, such as `ebpf-net/netflow`. The keys are no plain `on` and `off`, which YAML 1.1 takes for
+/// truth values.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureStatus {
     /// Its name.
     pub name: String,
     /// Nodes that have it.
+    #[serde(rename = "nodesOn")]
     pub on: i32,
     /// Nodes that have it in part.
+    #[serde(rename = "nodesDegraded")]
     pub degraded: i32,
     /// Nodes that do not have it.
+    #[serde(rename = "nodesOff")]
     pub off: i32,
     /// The most frequent reasons where it is degraded or off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
