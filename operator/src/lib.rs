@@ -3,7 +3,11 @@
 //! The decisions do no I/O: what the object asks for ([`inputs`]), which manifests must exist ([`desired`]), which
 //! certificates ([`certificates`]), whether a live object needs a write ([`drift`]), who of several operators works
 //! ([`lease`]), what the object's status tells ([`status`]). [`cluster`] applies manifests, [`secrets`] reads Secrets, and
-//! [`controller`] is the loop over both.
+//! [`controller`] is the loop over both, [`leader`] keeps the Lease without which it does not run.
+//!
+//! Limits of this build: agents are given `--collector NAME`, by which they are to follow the object, and node-agent does
+//! not know that flag, so their pods do not become ready. The status counts nodes, and tells neither of features nor of
+//! outputs. Events are not written.
 
 pub mod certificates;
 pub mod cluster;
@@ -11,6 +15,7 @@ pub mod controller;
 pub mod desired;
 pub mod drift;
 pub mod inputs;
+pub mod leader;
 pub mod lease;
 pub mod names;
 pub mod secrets;

@@ -88,7 +88,23 @@ impl FakeServer {
                 objects.insert(path, object.clone());
                 (200, object)
             }
-            _ => (405, json!({})),
+            Method::POST | Method::PUT => {
+                let posted = head.method == Method::POST;
+                let name = body["metadata"]["name"].as_str().unwrap();
+                let key = if posted { format!("{path}/{name}") } else { path.clone() };
+                let before = objects.get(&key).map(|it| it["metadata"]["resourceVersion"].clone());
+                // As the API server: a new object must not exist, a replacement must know the latest version.
+                let expected = (!posted).then(|| body["metadata"]["resourceVersion"].clone());
+                if before == expected {
+                    let mut object = body;
+                    object["metadata"]["resourceVersion"] = json!(self.writes.lock().unwrap().len().to_string());
+                    objects.insert(key, object.clone());
+                    (200, object)
+                } else {
+                    failure(409, "Conflict")
+                }
+            }
+            _ => failure(405, "MethodNotAllowed"),
         };
         Response::builder()
             .status(code)
@@ -98,9 +114,13 @@ impl FakeServer {
 }
 
 fn missing() -> (u16, Value) {
-    let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "NotFound",
-        "message": "not found", "code": 404 });
-    (404, status)
+    failure(404, "NotFound")
+}
+
+fn failure(code: u16, reason: &str) -> (u16, Value) {
+    let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+        "message": reason, "code": code });
+    (code, status)
 }
 
 fn manifests() -> Vec<Value> {
