@@ -171,17 +171,20 @@ pub enum Kind {
     ReplicaSet,
     /// Jobs.
     Job,
+    /// Namespaces; they are kept beside the store.
+    Namespace,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
         Self::Node,
         Self::ReplicaSet,
         Self::Job,
+        Self::Namespace,
     ];
 }
 
@@ -217,6 +220,7 @@ pub struct Store {
     node_ports: HashMap<(u16, Transport), Uid, RandomState>,
     nodes: HashMap<Uid, NodeEntry, RandomState>,
     node_ips: HashMap<IpAddr, Uid, RandomState>,
+    own_node: Option<Uid>,
     texts: HashSet<Str, RandomState>,
     history: std::collections::VecDeque<(i64, Uid)>,
     dropped: u64,
@@ -283,6 +287,7 @@ impl Store {
             node_ports: HashMap::default(),
             nodes: HashMap::default(),
             node_ips: HashMap::default(),
+            own_node: None,
             texts: HashSet::default(),
             history: std::collections::VecDeque::new(),
             dropped: 0,
@@ -325,6 +330,7 @@ impl Store {
         let list = self.lists.get(kind);
         let stale = |seen: u32| seen != list;
         match kind {
+            Kind::Namespace => {}
             Kind::Pod => {
                 let gone: Vec<Uid> = self
                     .pods
@@ -685,6 +691,9 @@ impl Store {
             return;
         };
         self.remove_node(uid);
+        if *name == *self.node {
+            self.own_node = Some(uid);
+        }
         let endpoint = Arc::new(K8sEndpoint {
             workload: self.text(name),
             workload_type: self.text("node"),
@@ -719,6 +728,13 @@ impl Store {
     pub fn pod(&self, uid: Uid, at: i64) -> Result<K8sEndpoint, Unnamed> {
         let found = self.pods.get(&uid).map(|pod| self.endpoint(pod, at));
         found.ok_or(Unnamed::Unknown).inspect_err(|why| self.unnamed.add(*why))
+    }
+
+    /// The agent's own node.
+    #[must_use]
+    pub fn own_node(&self) -> Option<K8sEndpoint> {
+        let node = self.own_node.and_then(|uid| self.nodes.get(&uid))?;
+        Some(K8sEndpoint::clone(&node.endpoint))
     }
 
     /// Namespace of a pod, and whether it is on the agent's own node.
