@@ -93,9 +93,23 @@ pub(crate) fn netlog_rules() -> Value {
 
 /// Rules of `sampling`.
 pub(crate) fn sampling_rules() -> Value {
+    json!([
+        rule(
+            "!(has(self.rate) && has(self.ptsPerMin))",
+            "rate and ptsPerMin exclude each other"
+        ),
+        rule(
+            "!has(self.rate) || self.rate >= 0.01",
+            "rate is a number from 0.01 to 1"
+        ),
+    ])
+}
+
+/// Rules of `limits`. The server compares a whole number with the whole part of `minimum`, so 0 passes for 0.01 there.
+pub(crate) fn limits_rules() -> Value {
     json!([rule(
-        "!(has(self.rate) && has(self.ptsPerMin))",
-        "rate and ptsPerMin exclude each other"
+        "!has(self.cpu) || self.cpu >= 0.01",
+        "cpu is a number of cores from 0.01 to 1024"
     )])
 }
 

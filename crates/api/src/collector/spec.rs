@@ -90,6 +90,7 @@ object! {
     }
 
     /// Most that each agent may use; what is not given has no limit.
+    #[schemars(extend("x-kubernetes-validations" = cel::limits_rules()))]
     LimitsSpec {
         /// CPU cores, such as 2.0.
         #[schemars(range(min = 0.01, max = 1024.0))]
