@@ -10,6 +10,7 @@ use std::{
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
+static FREED: AtomicU64 = AtomicU64::new(0);
 
 /// The system allocator with two counters in front.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct AllocSnapshot {
     pub allocations: u64,
     /// Bytes asked for by them.
     pub bytes: u64,
+    /// Bytes given back, shrinking reallocations included.
+    pub freed: u64,
 }
 
 /// The counters now.
@@ -30,6 +33,7 @@ pub fn snapshot() -> AllocSnapshot {
     AllocSnapshot {
         allocations: ALLOCATIONS.load(Ordering::Relaxed),
         bytes: BYTES.load(Ordering::Relaxed),
+        freed: FREED.load(Ordering::Relaxed),
     }
 }
 
@@ -40,7 +44,14 @@ impl AllocSnapshot {
         Self {
             allocations: self.allocations.wrapping_sub(earlier.allocations),
             bytes: self.bytes.wrapping_sub(earlier.bytes),
+            freed: self.freed.wrapping_sub(earlier.freed),
         }
+    }
+
+    /// Bytes asked for and not given back. Without the allocator's own overhead.
+    #[must_use]
+    pub const fn live(self) -> u64 {
+        self.bytes.saturating_sub(self.freed)
     }
 }
 
@@ -65,11 +76,13 @@ unsafe impl GlobalAlloc for CountingAllocator {
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count(new_size.saturating_sub(layout.size()));
+        FREED.fetch_add(layout.size().saturating_sub(new_size) as u64, Ordering::Relaxed);
         // SAFETY: `ptr` came from this allocator, hence from `System`, with that layout.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        FREED.fetch_add(layout.size() as u64, Ordering::Relaxed);
         // SAFETY: `ptr` came from this allocator, hence from `System`, with that layout.
         unsafe { System.dealloc(ptr, layout) }
     }
@@ -87,13 +100,16 @@ mod tests {
         unsafe {
             let block = CountingAllocator.alloc(layout);
             let block = CountingAllocator.realloc(block, layout, 2048);
-            CountingAllocator.dealloc(block, Layout::new::<[u64; 256]>());
+            let block = CountingAllocator.realloc(block, Layout::new::<[u64; 256]>(), 512);
+            assert_eq!(snapshot().since(before).live(), 512);
+            CountingAllocator.dealloc(block, Layout::new::<[u64; 64]>());
         }
         assert_eq!(
             snapshot().since(before),
             AllocSnapshot {
-                allocations: 2,
-                bytes: 2048
+                allocations: 3,
+                bytes: 2048,
+                freed: 2048
             }
         );
     }

@@ -102,14 +102,17 @@ struct PodEntry {
     ips: [Option<IpAddr>; 2],
     namespace: Str,
     name: Str,
-    service: Option<Str>,
     from: i64,
     to: i64,
     list: u32,
     own: bool,
     /// Ports of a pod in the node's network.
-    ports: Option<Box<[(u16, Transport)]>>,
+    ports: Option<Box<HostPorts>>,
 }
+
+/// Ports that tell pods in a node's network apart. Few have them: one word in the others.
+#[derive(Debug)]
+struct HostPorts(Box<[(u16, Transport)]>);
 
 #[derive(Debug)]
 struct Owner {
@@ -209,12 +212,13 @@ impl Lists {
 pub struct Store {
     node: Str,
     pods: HashMap<Uid, Box<PodEntry>, RandomState>,
-    /// Holders of an address, the latest last.
-    by_ip: HashMap<IpAddr, Holders, RandomState>,
+    by_ip: Holders,
     owners: HashMap<Uid, Owner, RandomState>,
     slices: HashMap<Uid, SliceEntry, RandomState>,
     /// The slice of an address; of several the one whose service is first by name.
     backs: HashMap<IpAddr, Uid, RandomState>,
+    /// Addresses that were in several slices at once.
+    shared: HashSet<IpAddr, RandomState>,
     services: HashMap<Uid, ServiceEntry, RandomState>,
     service_ips: HashMap<IpAddr, Uid, RandomState>,
     node_ports: HashMap<(u16, Transport), Uid, RandomState>,
@@ -225,48 +229,45 @@ pub struct Store {
     history: std::collections::VecDeque<(i64, Uid)>,
     dropped: u64,
     lists: Lists,
-    /// Services that let the address of a living pod go, and when: what the pod was until then.
+    /// Services that pods had, and until when: addresses of living pods that were let go, and ended pods.
     let_go: HashMap<Uid, (Str, i64), RandomState>,
     unnamed: Unnameds,
 }
 
-/// One holder needs no allocation of its own.
-#[derive(Debug)]
-enum Holders {
-    One(Uid),
-    More(Vec<Uid>),
+/// Holders of each address, the latest last. Nearly every address has one; the others have a table of their own.
+#[derive(Debug, Default)]
+struct Holders {
+    one: HashMap<IpAddr, Uid, RandomState>,
+    more: HashMap<IpAddr, Vec<Uid>, RandomState>,
 }
 
 impl Holders {
-    fn uids(&self) -> &[Uid] {
-        match self {
-            Self::One(uid) => std::slice::from_ref(uid),
-            Self::More(uids) => uids,
+    fn of(&self, ip: IpAddr) -> &[Uid] {
+        let one = || self.one.get(&ip).map_or(&[][..], std::slice::from_ref);
+        self.more.get(&ip).map_or_else(one, Vec::as_slice)
+    }
+
+    fn add(&mut self, ip: IpAddr, uid: Uid) {
+        if let Some(uids) = self.more.get_mut(&ip) {
+            uids.retain(|it| *it != uid);
+            uids.push(uid);
+        } else if let Some(one) = self.one.insert(ip, uid)
+            && one != uid
+        {
+            self.one.remove(&ip);
+            self.more.insert(ip, vec![one, uid]);
         }
     }
 
-    fn add(&mut self, uid: Uid) {
-        match self {
-            Self::One(one) if *one == uid => {}
-            Self::One(one) => *self = Self::More(vec![*one, uid]),
-            Self::More(uids) => {
-                uids.retain(|it| *it != uid);
-                uids.push(uid);
+    fn remove(&mut self, ip: IpAddr, uid: Uid) {
+        if let Some(uids) = self.more.get_mut(&ip) {
+            uids.retain(|it| *it != uid);
+            if let [one] = *uids.as_slice() {
+                self.more.remove(&ip);
+                self.one.insert(ip, one);
             }
-        }
-    }
-
-    /// False when none is left.
-    fn remove(&mut self, uid: Uid) -> bool {
-        match self {
-            Self::One(one) => *one != uid,
-            Self::More(uids) => {
-                uids.retain(|it| *it != uid);
-                if let [one] = uids.as_slice() {
-                    *self = Self::One(*one);
-                }
-                !self.uids().is_empty()
-            }
+        } else if self.one.get(&ip) == Some(&uid) {
+            self.one.remove(&ip);
         }
     }
 }
@@ -278,10 +279,11 @@ impl Store {
         Self {
             node: node.into(),
             pods: HashMap::default(),
-            by_ip: HashMap::default(),
+            by_ip: Holders::default(),
             owners: HashMap::default(),
             slices: HashMap::default(),
             backs: HashMap::default(),
+            shared: HashSet::default(),
             services: HashMap::default(),
             service_ips: HashMap::default(),
             node_ports: HashMap::default(),
@@ -377,7 +379,7 @@ impl Store {
                 }
                 // A static pod comes again under the uid its cgroup keeps.
                 entry.to = OPEN;
-                entry.service = None;
+                self.let_go.remove(&uid);
                 self.history.retain(|(_, old)| *old != uid);
             }
             let before = entry.ips;
@@ -403,14 +405,13 @@ impl Store {
                 .and_then(|time| i64::try_from(time.0.as_nanosecond()).ok())
                 .unwrap_or(now)
                 .min(now);
-            let ports = pod.spec.host_network.then(|| ports(pod));
+            let ports = pod.spec.host_network.then(|| Box::new(HostPorts(ports(pod))));
             let entry = PodEntry {
                 uid,
                 owner,
                 ips,
                 namespace,
                 name: name.into(),
-                service: None,
                 from,
                 to: OPEN,
                 list,
@@ -441,10 +442,13 @@ impl Store {
         let let_go = self.let_go.remove(&uid).filter(|(_, when)| now - when < LET_GO_NS);
         let slice = entry.ips.iter().flatten().find_map(|ip| self.backs.get(ip));
         let slice = slice.and_then(|slice| self.slices.get(slice));
-        entry.service = slice
+        let service = slice
             .filter(|slice| entry.ports.is_none() && slice.namespace == entry.namespace)
             .map(|slice| slice.service.clone())
             .or(let_go.map(|(service, _)| service));
+        if let Some(service) = service {
+            self.let_go.insert(uid, (service, OPEN));
+        }
         self.history.push_back((now, uid));
         if self.history.len() > HISTORY_MAX {
             self.dropped += 1;
@@ -466,6 +470,7 @@ impl Store {
             return;
         };
         self.release(pod.uid, pod.ips);
+        self.let_go.remove(&pod.uid);
         if let Some(owner) = pod.owner
             && let Some(entry) = self.owners.get_mut(&owner)
         {
@@ -477,20 +482,11 @@ impl Store {
     }
 
     fn hold(&mut self, uid: Uid, ips: [Option<IpAddr>; 2]) {
-        for ip in ips.into_iter().flatten() {
-            self.by_ip
-                .entry(ip)
-                .and_modify(|it| it.add(uid))
-                .or_insert(Holders::One(uid));
-        }
+        ips.into_iter().flatten().for_each(|ip| self.by_ip.add(ip, uid));
     }
 
     fn release(&mut self, uid: Uid, ips: [Option<IpAddr>; 2]) {
-        for ip in ips.into_iter().flatten() {
-            if self.by_ip.get_mut(&ip).is_some_and(|holders| !holders.remove(uid)) {
-                self.by_ip.remove(&ip);
-            }
-        }
+        ips.into_iter().flatten().for_each(|ip| self.by_ip.remove(ip, uid));
     }
 
     fn refer(&mut self, owner: &OwnerReference) -> Option<Uid> {
@@ -564,6 +560,9 @@ impl Store {
         let names = |slice: &SliceEntry| (slice.namespace.clone(), slice.service.clone());
         for ip in &entry.ips {
             let other = self.backs.get(ip).and_then(|other| self.slices.get(other));
+            if other.is_some() {
+                self.shared.insert(*ip);
+            }
             if other.is_none_or(|other| names(&entry) < names(other)) {
                 self.backs.insert(*ip, uid);
             }
@@ -587,7 +586,7 @@ impl Store {
     /// Remembers the service of living pods whose addresses are in no slice any more.
     fn let_go(&mut self, gone: &SliceEntry, now: i64) {
         for ip in gone.ips.iter().filter(|ip| !self.backs.contains_key(*ip)) {
-            for uid in self.by_ip.get(ip).map_or(&[][..], Holders::uids) {
+            for uid in self.by_ip.of(*ip) {
                 let pod = self.pods.get(uid);
                 if pod.is_some_and(|pod| pod.to == OPEN && pod.ports.is_none() && pod.namespace == gone.namespace) {
                     self.let_go.insert(*uid, (gone.service.clone(), now));
@@ -602,6 +601,10 @@ impl Store {
             if self.backs.get(ip) != Some(&uid) {
                 continue;
             }
+            if !self.shared.contains(ip) {
+                self.backs.remove(ip);
+                continue;
+            }
             // Rare: an address in the slices of two services, or moved between two of one.
             let slices = self.slices.iter().filter(|(_, slice)| slice.ips.contains(ip));
             let next = slices
@@ -613,6 +616,7 @@ impl Store {
                 }
                 None => {
                     self.backs.remove(ip);
+                    self.shared.remove(ip);
                 }
             }
         }
@@ -762,9 +766,9 @@ impl Store {
         if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
             return Ok(self.on_node(node, ip, port, transport, at));
         }
-        let held = match self.by_ip.get(&ip) {
-            Some(holders) => self.holder(holders.uids(), at),
-            None => Err(Unnamed::Unknown),
+        let held = match self.by_ip.of(ip) {
+            [] => Err(Unnamed::Unknown),
+            uids => self.holder(uids, at),
         };
         match held {
             Ok(pod) => return Ok(self.endpoint(pod, at)),
@@ -793,11 +797,11 @@ impl Store {
         if let Some(service) = self.node_ports.get(&key).and_then(|uid| self.services.get(uid)) {
             return K8sEndpoint::clone(&service.endpoint);
         }
-        let uids = self.by_ip.get(&ip).map_or(&[][..], Holders::uids);
+        let uids = self.by_ip.of(ip);
         let mut pods = uids
             .iter()
             .filter_map(|uid| self.pods.get(uid))
-            .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.contains(&key)))
+            .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.0.contains(&key)))
             .filter(|pod| pod.from <= at && at < pod.to);
         match (pods.next(), pods.next()) {
             (Some(pod), None) => self.endpoint(pod, at),
@@ -837,10 +841,9 @@ impl Store {
                 .map(|slice| slice.service.clone())
         };
         let let_go = || self.let_go.get(&pod.uid).filter(|(_, when)| at < *when);
-        let service = pod.service.clone();
-        let service = service
-            .or_else(slice)
-            .or_else(|| let_go().map(|(service, _)| service.clone()));
+        // The address of an ended pod may back another's service by now.
+        let service = if pod.to == OPEN { slice() } else { None };
+        let service = service.or_else(|| let_go().map(|(service, _)| service.clone()));
         let (workload_type, workload) = match pod.owner.and_then(|uid| self.owners.get(&uid)) {
             None => ("pod".into(), pod.name.clone()),
             Some(owner) => match &owner.parent {
