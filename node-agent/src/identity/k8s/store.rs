@@ -9,7 +9,7 @@ use std::{
 };
 
 use ahash::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::{HashMap, HashSet, HashTable};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use records::{K8sEndpoint, Str, Transport};
 
@@ -211,7 +211,7 @@ impl Lists {
 #[derive(Debug)]
 pub struct Store {
     node: Str,
-    pods: HashMap<Uid, Box<PodEntry>, RandomState>,
+    pods: Pods,
     by_ip: Holders,
     owners: HashMap<Uid, Owner, RandomState>,
     slices: HashMap<Uid, SliceEntry, RandomState>,
@@ -232,6 +232,47 @@ pub struct Store {
     /// Services that pods had, and until when: addresses of living pods that were let go, and ended pods.
     let_go: HashMap<Uid, (Str, i64), RandomState>,
     unnamed: Unnameds,
+}
+
+/// Pods by uid; the uid is in the entry, a table slot is one word.
+#[derive(Debug, Default)]
+struct Pods {
+    table: HashTable<Box<PodEntry>>,
+    hasher: RandomState,
+}
+
+impl Pods {
+    fn get(&self, uid: Uid) -> Option<&PodEntry> {
+        let found = self.table.find(self.hasher.hash_one(uid), |pod| pod.uid == uid);
+        found.map(|pod| &**pod)
+    }
+
+    fn get_mut(&mut self, uid: Uid) -> Option<&mut PodEntry> {
+        let hash = self.hasher.hash_one(uid);
+        self.table.find_mut(hash, |pod| pod.uid == uid).map(|pod| &mut **pod)
+    }
+
+    /// Its uid must not be there yet.
+    fn insert(&mut self, pod: PodEntry) {
+        let hasher = &self.hasher;
+        let hash = hasher.hash_one(pod.uid);
+        self.table
+            .insert_unique(hash, Box::new(pod), |pod| hasher.hash_one(pod.uid));
+    }
+
+    fn remove(&mut self, uid: Uid) -> Option<Box<PodEntry>> {
+        let hash = self.hasher.hash_one(uid);
+        let found = self.table.find_entry(hash, |pod| pod.uid == uid).ok()?;
+        Some(found.remove().0)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &PodEntry> {
+        self.table.iter().map(|pod| &**pod)
+    }
+
+    fn len(&self) -> usize {
+        self.table.len()
+    }
 }
 
 /// Holders of each address, the latest last. Nearly every address has one; the others have a table of their own.
@@ -278,7 +319,7 @@ impl Store {
     pub fn new(node: &str) -> Self {
         Self {
             node: node.into(),
-            pods: HashMap::default(),
+            pods: Pods::default(),
             by_ip: Holders::default(),
             owners: HashMap::default(),
             slices: HashMap::default(),
@@ -371,7 +412,7 @@ impl Store {
         let first = ips.next().or(pod.status.pod_ip.as_deref()).and_then(address);
         let ips = [first, ips.next().and_then(address)];
         let list = self.lists.get(Kind::Pod);
-        if let Some(entry) = self.pods.get_mut(&uid) {
+        if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
             if entry.to != OPEN {
                 if ended {
@@ -418,7 +459,7 @@ impl Store {
                 own: pod.spec.node_name.as_deref() == Some(&*self.node),
                 ports,
             };
-            self.pods.insert(uid, Box::new(entry));
+            self.pods.insert(entry);
             self.hold(uid, ips);
         }
         if ended {
@@ -434,7 +475,7 @@ impl Store {
     }
 
     fn end_pod(&mut self, uid: Uid, now: i64) {
-        let Some(entry) = self.pods.get_mut(&uid).filter(|entry| entry.to == OPEN) else {
+        let Some(entry) = self.pods.get_mut(uid).filter(|entry| entry.to == OPEN) else {
             return;
         };
         entry.to = now;
@@ -466,7 +507,7 @@ impl Store {
     }
 
     fn forget_oldest(&mut self) {
-        let Some(pod) = self.history.pop_front().and_then(|(_, uid)| self.pods.remove(&uid)) else {
+        let Some(pod) = self.history.pop_front().and_then(|(_, uid)| self.pods.remove(uid)) else {
             return;
         };
         self.release(pod.uid, pod.ips);
@@ -587,7 +628,7 @@ impl Store {
     fn let_go(&mut self, gone: &SliceEntry, now: i64) {
         for ip in gone.ips.iter().filter(|ip| !self.backs.contains_key(*ip)) {
             for uid in self.by_ip.of(*ip) {
-                let pod = self.pods.get(uid);
+                let pod = self.pods.get(*uid);
                 if pod.is_some_and(|pod| pod.to == OPEN && pod.ports.is_none() && pod.namespace == gone.namespace) {
                     self.let_go.insert(*uid, (gone.service.clone(), now));
                 }
@@ -730,7 +771,7 @@ impl Store {
     /// # Errors
     /// Why there is no name.
     pub fn pod(&self, uid: Uid, at: i64) -> Result<K8sEndpoint, Unnamed> {
-        let found = self.pods.get(&uid).map(|pod| self.endpoint(pod, at));
+        let found = self.pods.get(uid).map(|pod| self.endpoint(pod, at));
         found.ok_or(Unnamed::Unknown).inspect_err(|why| self.unnamed.add(*why))
     }
 
@@ -744,7 +785,7 @@ impl Store {
     /// Namespace of a pod, and whether it is on the agent's own node.
     #[must_use]
     pub fn placement(&self, uid: Uid) -> Option<(Str, bool)> {
-        self.pods.get(&uid).map(|pod| (pod.namespace.clone(), pod.own))
+        self.pods.get(uid).map(|pod| (pod.namespace.clone(), pod.own))
     }
 
     /// Who held `ip` at `at`; `port` tells services on a node's address and pods in a node's network.
@@ -800,7 +841,7 @@ impl Store {
         let uids = self.by_ip.of(ip);
         let mut pods = uids
             .iter()
-            .filter_map(|uid| self.pods.get(uid))
+            .filter_map(|uid| self.pods.get(*uid))
             .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.0.contains(&key)))
             .filter(|pod| pod.from <= at && at < pod.to);
         match (pods.next(), pods.next()) {
@@ -816,7 +857,7 @@ impl Store {
     fn holder(&self, uids: &[Uid], at: i64) -> Result<&PodEntry, Unnamed> {
         let pods = || {
             uids.iter()
-                .filter_map(|uid| self.pods.get(uid))
+                .filter_map(|uid| self.pods.get(*uid))
                 .filter(|pod| pod.ports.is_none())
         };
         let mut then = pods().filter(|pod| pod.from <= at && at < pod.to);
@@ -828,7 +869,6 @@ impl Store {
         pods()
             .filter(|pod| pod.to <= at && at - pod.to < TRAIL_NS)
             .max_by_key(|pod| pod.to)
-            .map(|pod| &**pod)
             .ok_or(Unnamed::NotHeldThen)
     }
 
