@@ -31,14 +31,16 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     certificates::{IssueError, Material, Policy},
     cluster::{self, ClusterError, failed},
-    desired,
+    desired::{self, Inputs},
     inputs::{self, InputsError, Observed, Settings},
-    names, secrets,
+    names,
+    overview::{self, Summary, Total},
+    secrets,
     status::{self, Finding},
 };
 
-/// How often an object is looked at although nothing changed: certificates age by themselves.
-const RESYNC: Duration = Duration::from_secs(300);
+/// How often an object is looked at although nothing changed, and the aggregator is asked: each answer is a write.
+const POLL: Duration = Duration::from_secs(60);
 /// How soon an object is looked at again that waits for something that is not watched.
 const HELD: Duration = Duration::from_secs(15);
 /// First pause after a failure.
@@ -71,6 +73,17 @@ pub struct Context {
     pub policy: Policy,
     /// Failures in a row, by object; entries go with the object or with success.
     failures: Mutex<BTreeMap<String, u32>>,
+    /// What the aggregator of the object served told last.
+    told: Mutex<Option<Told>>,
+}
+
+/// An answer of the aggregator, or why there was none.
+#[derive(Clone)]
+struct Told {
+    uid: String,
+    at: Timestamp,
+    overview: Result<Summary, String>,
+    total: Option<Total>,
 }
 
 /// Watches and reconciles until `cancel`.
@@ -161,7 +174,7 @@ pub async fn reconcile(
     context.failures.lock().remove(&name);
     Ok(Action::requeue(match finding {
         Finding::Held { .. } => HELD,
-        Finding::Applied { .. } => RESYNC,
+        Finding::Applied { .. } => POLL,
     }))
 }
 
@@ -239,10 +252,19 @@ async fn find(
         }
         let mut missing = inputs::without_effect(object);
         missing.extend(object.spec.features_not_built().unwrap_or_default());
+        let aggregator = live("StatefulSet");
+        let ready = aggregator
+            .as_ref()
+            .and_then(|it| it.pointer("/status/readyReplicas")?.as_i64());
+        let overview = match address.filter(|_| ready.is_some_and(|ready| ready > 0)) {
+            Some(address) => context.ask(&inputs, address, now).await,
+            None => Err("the aggregator's pod is not ready".to_owned()),
+        };
         return Ok(Finding::Applied {
             agents: live("DaemonSet"),
-            aggregator: live("StatefulSet"),
+            aggregator,
             missing,
+            overview,
         });
     }
 }
@@ -267,7 +289,36 @@ impl Context {
             settings,
             policy: Policy::default(),
             failures: Mutex::default(),
+            told: Mutex::default(),
         }
+    }
+
+    /// What the aggregator tells; what it told less than [`POLL`] ago is still good.
+    async fn ask(&self, inputs: &Inputs, address: IpAddr, now: Timestamp) -> Result<Summary, String> {
+        let before = self.told.lock().clone().filter(|told| told.uid == inputs.uid);
+        // Some leeway, so that the next look at the object is not just too early.
+        let fresh = |told: &Told| now.duration_since(told.at).as_secs_f64() < POLL.as_secs_f64() * 0.9;
+        if let Some(told) = before.as_ref().filter(|told| fresh(told)) {
+            return told.overview.clone();
+        }
+        let server_names = names::server_names(&inputs.name, &inputs.namespace);
+        let server_name = server_names.first().map(String::as_str).unwrap_or_default();
+        let answer = overview::fetch(overview::endpoint(address), server_name, &inputs.material).await;
+        let total = before.and_then(|told| told.total);
+        let (overview, total) = match answer {
+            Ok(report) => {
+                let (summary, total) = overview::summarize(&report, total, now);
+                (Ok(summary), Some(total))
+            }
+            Err(error) => (Err(error.to_string()), total),
+        };
+        *self.told.lock() = Some(Told {
+            uid: inputs.uid.clone(),
+            at: now,
+            overview: overview.clone(),
+            total,
+        });
+        overview
     }
 
     /// How long the object waits after `error`; longer with each failure in a row.

@@ -2,12 +2,12 @@
 //!
 //! The decisions do no I/O: what the object asks for ([`inputs`]), which manifests must exist ([`desired`]), which
 //! certificates ([`certificates`]), whether a live object needs a write ([`drift`]), who of several operators works
-//! ([`lease`]), what the object's status tells ([`status`]). [`cluster`] applies manifests, [`secrets`] reads Secrets, and
-//! [`controller`] is the loop over both, [`leader`] keeps the Lease without which it does not run.
+//! ([`lease`]), what the object's status tells ([`status`]). [`cluster`] applies manifests, [`secrets`] reads Secrets,
+//! [`overview`] asks the aggregator. [`controller`] is the loop over all that; without the Lease that [`leader`] keeps it
+//! does not run.
 //!
 //! Limits of this build: agents are given `--collector NAME`, by which they are to follow the object, and node-agent does
-//! not know that flag, so their pods do not become ready. The status counts nodes, and tells neither of features nor of
-//! outputs. Events are not written.
+//! not know that flag, so their pods do not become ready. Events are not written.
 
 pub mod certificates;
 pub mod cluster;
@@ -18,5 +18,6 @@ pub mod inputs;
 pub mod leader;
 pub mod lease;
 pub mod names;
+pub mod overview;
 pub mod secrets;
 pub mod status;

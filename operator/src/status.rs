@@ -3,12 +3,16 @@
 //! Data flow: object (with its former status) and [`Finding`] ▶ [`status`] ▶ `EbpfCollectorStatus`. A condition keeps its
 //! time of transition until its status turns.
 
+use std::time::Duration;
+
 use api::collector::{
     EbpfCollector, EbpfCollectorStatus, NOT_IN_THIS_BUILD, NodeCounts, condition_reason as reason, condition_type,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::Value;
+
+use crate::overview::Summary;
 
 /// What a reconciliation found.
 #[derive(Clone, Debug)]
@@ -28,16 +32,31 @@ pub enum Finding {
         aggregator: Option<Value>,
         /// Fields and features that are asked for and that this build does not have.
         missing: Vec<String>,
+        /// What the aggregator told, or why it did not.
+        overview: Result<Summary, String>,
     },
 }
+
+/// Records count as arriving when an output accepted some in this time, or in two cycles if that is longer.
+const LATELY: Duration = Duration::from_secs(300);
+/// Reason of `FlowsArriving` when records arrive.
+const DELIVERED: &str = "Delivered";
+/// Reason of `FlowsArriving` when none do.
+const NO_DELIVERY: &str = "NoDelivery";
+/// Reason of `FlowsArriving` when the aggregator does not tell.
+const NOT_TOLD: &str = "AggregatorDoesNotTell";
 
 /// The status that tells of `finding`.
 #[must_use]
 pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> EbpfCollectorStatus {
     let former = object.status.clone().unwrap_or_default();
     let generation = object.metadata.generation;
-    let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
-        let status = if holds { "True" } else { "False" };
+    let condition = |kind: &str, holds: Option<bool>, reason: &str, message: &str| {
+        let status = match holds {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        };
         let same = former
             .conditions
             .iter()
@@ -59,22 +78,30 @@ pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> Ebpf
         Finding::Held { reason, message } => {
             status.nodes = former.nodes;
             vec![
-                condition(condition_type::READY, false, reason, message),
+                condition(condition_type::READY, Some(false), reason, message),
                 condition(
                     condition_type::PROGRESSING,
-                    false,
+                    Some(false),
                     reason,
                     "nothing is changed until this is resolved",
                 ),
-                condition(condition_type::DEGRADED, true, reason, message),
+                condition(condition_type::DEGRADED, Some(true), reason, message),
             ]
         }
         Finding::Applied {
             agents,
             aggregator,
             missing,
+            overview,
         } => {
-            let nodes = agents.as_ref().map(nodes);
+            let lacking = overview.as_ref().map_or(0, |summary| summary.nodes_degraded);
+            let nodes = agents.as_ref().map(|agents| nodes(agents, lacking));
+            let (arriving, arrival, told) = arrival(object, overview, now);
+            if let Ok(summary) = overview {
+                status.features.clone_from(&summary.features);
+                status.sinks.clone_from(&summary.sinks);
+                status.flows_per_second = summary.flows_per_second;
+            }
             let waits = waits(agents.as_ref(), aggregator.as_ref());
             status.nodes = nodes;
             let done = waits.is_empty();
@@ -95,9 +122,10 @@ pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> Ebpf
                 )
             };
             vec![
-                condition(condition_type::READY, done, why, &message),
-                condition(condition_type::PROGRESSING, !done, why, &message),
-                condition(condition_type::DEGRADED, !missing.is_empty(), lacks, &lack),
+                condition(condition_type::READY, Some(done), why, &message),
+                condition(condition_type::PROGRESSING, Some(!done), why, &message),
+                condition(condition_type::DEGRADED, Some(!missing.is_empty()), lacks, &lack),
+                condition(condition_type::FLOWS_ARRIVING, arriving, arrival, &told),
             ]
         }
     };
@@ -110,9 +138,38 @@ fn number(object: &Value, pointer: &str) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-fn nodes(agents: &Value) -> NodeCounts {
+/// Whether records arrive, with reason and message.
+fn arrival(
+    object: &EbpfCollector,
+    overview: &Result<Summary, String>,
+    now: Timestamp,
+) -> (Option<bool>, &'static str, String) {
+    let summary = match overview {
+        Ok(summary) => summary,
+        Err(message) => return (None, NOT_TOLD, message.clone()),
+    };
+    let cycle = object
+        .spec
+        .agent_config()
+        .map(|config| config.interval)
+        .unwrap_or_default();
+    let window = LATELY.max(cycle.saturating_mul(2));
+    let past = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
+    if summary.last_delivery.is_some_and(|at| past(at) <= window) {
+        return (
+            Some(true),
+            DELIVERED,
+            format!("an output accepted records in the last {window:?}"),
+        );
+    }
+    let message =
+        format!("no output accepted records in the last {window:?}; status.sinks tells of errors and backlog");
+    (Some(false), NO_DELIVERY, message)
+}
+
+fn nodes(agents: &Value, lacking: i32) -> NodeCounts {
     let wanted = number(agents, "/status/desiredNumberScheduled");
-    NodeCounts::new(wanted, number(agents, "/status/numberReady"), 0)
+    NodeCounts::new(wanted, number(agents, "/status/numberReady"), lacking)
 }
 
 /// What is not finished, in words.
@@ -178,6 +235,7 @@ mod tests {
                 "readyReplicas": 1, "updateRevision": "a", "currentRevision": "a" } }),
             ),
             missing: Vec::new(),
+            overview: Err("not asked".to_owned()),
         }
     }
 
@@ -197,7 +255,8 @@ mod tests {
             [
                 "Ready=False RollingOut",
                 "Progressing=True RollingOut",
-                "Degraded=False AsWanted"
+                "Degraded=False AsWanted",
+                "FlowsArriving=Unknown AggregatorDoesNotTell"
             ]
         );
         assert_eq!(two.nodes.as_ref().unwrap().summary, "2/3");
@@ -208,7 +267,8 @@ mod tests {
             [
                 "Ready=True AsWanted",
                 "Progressing=False AsWanted",
-                "Degraded=False AsWanted"
+                "Degraded=False AsWanted",
+                "FlowsArriving=Unknown AggregatorDoesNotTell"
             ]
         );
         assert!(three.conditions.iter().all(|it| it.observed_generation == Some(4)));
@@ -221,7 +281,7 @@ mod tests {
         assert_eq!(status(&object, &applied(2), at(20)), object.status.clone().unwrap());
         let turned = status(&object, &applied(3), at(30));
         let times: Vec<Timestamp> = turned.conditions.iter().map(|it| it.last_transition_time.0).collect();
-        assert_eq!(times, [at(30), at(30), at(10)]);
+        assert_eq!(times, [at(30), at(30), at(10), at(10)]);
     }
 
     #[test]
@@ -246,5 +306,30 @@ mod tests {
             ]
         );
         assert_eq!(held.nodes.unwrap().summary, "3/3");
+    }
+
+    #[test]
+    fn flows_arrive_while_an_output_accepts_them() {
+        for (delivered, expected) in [
+            (Some(900), "FlowsArriving=True Delivered"),
+            (Some(600), "FlowsArriving=False NoDelivery"),
+            (None, "FlowsArriving=False NoDelivery"),
+        ] {
+            let mut finding = applied(3);
+            if let Finding::Applied { overview, .. } = &mut finding {
+                *overview = Ok(Summary {
+                    last_delivery: delivered.map(at),
+                    nodes_degraded: 1,
+                    ..Summary::default()
+                });
+            }
+            let status = status(&object(), &finding, at(1000));
+            assert_eq!(
+                shown(&status).last().map(String::as_str),
+                Some(expected),
+                "{delivered:?}"
+            );
+            assert_eq!(status.nodes.unwrap().degraded, 1);
+        }
     }
 }
