@@ -1,25 +1,24 @@
 //! What is known of the cluster, with times. No I/O.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+mod cluster;
+mod lookup;
+mod tables;
+
+use std::{net::IpAddr, sync::Arc};
 
 use ahash::RandomState;
-use hashbrown::{HashMap, HashSet, HashTable};
+use hashbrown::{HashMap, HashSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use records::{K8sEndpoint, Str, Transport};
 
-use super::objects::{EndpointSlice, Job, Node, Pod, ReplicaSet, Service};
+use super::objects::{Job, Pod, ReplicaSet};
 use crate::identity::cgroup::Uid;
+use lookup::Unnameds;
+pub use lookup::{Unnamed, UnnamedCounts};
+use tables::{Holders, Pods};
 
 /// How long what ended is remembered, nanoseconds.
 const HISTORY_NS: i64 = 600 * 1_000_000_000;
-/// How long after its end an address still names its last holder: the last segments of a connection trail behind.
-const TRAIL_NS: i64 = 10 * 1_000_000_000;
 /// How long before a pod's end its service may have let its address go and still be its service.
 const LET_GO_NS: i64 = 60 * 1_000_000_000;
 /// Ended pods remembered at most.
@@ -28,61 +27,6 @@ const HISTORY_MAX: usize = 16_384;
 const OPEN: i64 = i64::MAX;
 /// Annotation with the uid that the cgroup of a static pod carries.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-/// Label of a slice with the service's name.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
-/// Why an end has no name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unnamed {
-    /// No object is known by this address, uid or port.
-    Unknown,
-    /// Two pods may have held the address at that time.
-    AddressAmbiguous,
-    /// The address was not held at that time.
-    NotHeldThen,
-    /// Several pods in the node's network declare the port: the node is named in their place.
-    PortAmbiguous,
-    /// The pod is named, its workload is not: the replica set or job that owns it has not been seen.
-    OwnerUnseen,
-}
-
-/// Lookups that gave no name or a lesser one, by [`Unnamed`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UnnamedCounts {
-    /// [`Unnamed::Unknown`].
-    pub unknown: u64,
-    /// [`Unnamed::AddressAmbiguous`].
-    pub address_ambiguous: u64,
-    /// [`Unnamed::NotHeldThen`].
-    pub not_held_then: u64,
-    /// [`Unnamed::PortAmbiguous`].
-    pub port_ambiguous: u64,
-    /// [`Unnamed::OwnerUnseen`].
-    pub owner_unseen: u64,
-}
-
-/// [`UnnamedCounts`] while they grow; lookups share the store.
-#[derive(Debug, Default)]
-struct Unnameds {
-    unknown: AtomicU64,
-    address_ambiguous: AtomicU64,
-    not_held_then: AtomicU64,
-    port_ambiguous: AtomicU64,
-    owner_unseen: AtomicU64,
-}
-
-impl Unnameds {
-    fn add(&self, why: Unnamed) {
-        let counter = match why {
-            Unnamed::Unknown => &self.unknown,
-            Unnamed::AddressAmbiguous => &self.address_ambiguous,
-            Unnamed::NotHeldThen => &self.not_held_then,
-            Unnamed::PortAmbiguous => &self.port_ambiguous,
-            Unnamed::OwnerUnseen => &self.owner_unseen,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 /// Sizes and losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,85 +178,6 @@ pub struct Store {
     unnamed: Unnameds,
 }
 
-/// Pods by uid; the uid is in the entry, a table slot is one word.
-#[derive(Debug, Default)]
-struct Pods {
-    table: HashTable<Box<PodEntry>>,
-    hasher: RandomState,
-}
-
-impl Pods {
-    fn get(&self, uid: Uid) -> Option<&PodEntry> {
-        let found = self.table.find(self.hasher.hash_one(uid), |pod| pod.uid == uid);
-        found.map(|pod| &**pod)
-    }
-
-    fn get_mut(&mut self, uid: Uid) -> Option<&mut PodEntry> {
-        let hash = self.hasher.hash_one(uid);
-        self.table.find_mut(hash, |pod| pod.uid == uid).map(|pod| &mut **pod)
-    }
-
-    /// Its uid must not be there yet.
-    fn insert(&mut self, pod: PodEntry) {
-        let hasher = &self.hasher;
-        let hash = hasher.hash_one(pod.uid);
-        self.table
-            .insert_unique(hash, Box::new(pod), |pod| hasher.hash_one(pod.uid));
-    }
-
-    fn remove(&mut self, uid: Uid) -> Option<Box<PodEntry>> {
-        let hash = self.hasher.hash_one(uid);
-        let found = self.table.find_entry(hash, |pod| pod.uid == uid).ok()?;
-        Some(found.remove().0)
-    }
-
-    fn values(&self) -> impl Iterator<Item = &PodEntry> {
-        self.table.iter().map(|pod| &**pod)
-    }
-
-    fn len(&self) -> usize {
-        self.table.len()
-    }
-}
-
-/// Holders of each address, the latest last. Nearly every address has one; the others have a table of their own.
-#[derive(Debug, Default)]
-struct Holders {
-    one: HashMap<IpAddr, Uid, RandomState>,
-    more: HashMap<IpAddr, Vec<Uid>, RandomState>,
-}
-
-impl Holders {
-    fn of(&self, ip: IpAddr) -> &[Uid] {
-        let one = || self.one.get(&ip).map_or(&[][..], std::slice::from_ref);
-        self.more.get(&ip).map_or_else(one, Vec::as_slice)
-    }
-
-    fn add(&mut self, ip: IpAddr, uid: Uid) {
-        if let Some(uids) = self.more.get_mut(&ip) {
-            uids.retain(|it| *it != uid);
-            uids.push(uid);
-        } else if let Some(one) = self.one.insert(ip, uid)
-            && one != uid
-        {
-            self.one.remove(&ip);
-            self.more.insert(ip, vec![one, uid]);
-        }
-    }
-
-    fn remove(&mut self, ip: IpAddr, uid: Uid) {
-        if let Some(uids) = self.more.get_mut(&ip) {
-            uids.retain(|it| *it != uid);
-            if let [one] = *uids.as_slice() {
-                self.more.remove(&ip);
-                self.one.insert(ip, one);
-            }
-        } else if self.one.get(&ip) == Some(&uid) {
-            self.one.remove(&ip);
-        }
-    }
-}
-
 impl Store {
     /// Knows nothing yet; `node` is the agent's own.
     #[must_use]
@@ -347,19 +212,6 @@ impl Store {
             pods: self.pods.len() - self.history.len().min(self.pods.len()),
             history: self.history.len(),
             history_dropped: self.dropped,
-        }
-    }
-
-    /// Lookups so far that gave no name or a lesser one.
-    #[must_use]
-    pub fn unnamed(&self) -> UnnamedCounts {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        UnnamedCounts {
-            unknown: of(&self.unnamed.unknown),
-            address_ambiguous: of(&self.unnamed.address_ambiguous),
-            not_held_then: of(&self.unnamed.not_held_then),
-            port_ambiguous: of(&self.unnamed.port_ambiguous),
-            owner_unseen: of(&self.unnamed.owner_unseen),
         }
     }
 
@@ -584,327 +436,6 @@ impl Store {
         }
     }
 
-    /// A slice is, or changed.
-    pub fn apply_slice(&mut self, slice: &EndpointSlice, now: i64) {
-        let meta = &slice.metadata;
-        let Some(uid) = meta_uid(meta) else { return };
-        let Some(service) = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else {
-            return;
-        };
-        let before = self.remove_slice(uid);
-        let entry = SliceEntry {
-            namespace: self.text(meta.namespace.as_deref().unwrap_or_default()),
-            service: self.text(service),
-            ips: addresses(slice.endpoints.iter().flat_map(|it| &it.addresses)),
-            list: self.lists.get(Kind::EndpointSlice),
-        };
-        let names = |slice: &SliceEntry| (slice.namespace.clone(), slice.service.clone());
-        for ip in &entry.ips {
-            let other = self.backs.get(ip).and_then(|other| self.slices.get(other));
-            if other.is_some() {
-                self.shared.insert(*ip);
-            }
-            if other.is_none_or(|other| names(&entry) < names(other)) {
-                self.backs.insert(*ip, uid);
-            }
-        }
-        self.slices.insert(uid, entry);
-        before.into_iter().for_each(|before| self.let_go(&before, now));
-    }
-
-    /// A slice is gone.
-    pub fn delete_slice(&mut self, slice: &EndpointSlice, now: i64) {
-        meta_uid(&slice.metadata)
-            .into_iter()
-            .for_each(|uid| self.drop_slice(uid, now));
-    }
-
-    fn drop_slice(&mut self, uid: Uid, now: i64) {
-        let gone = self.remove_slice(uid);
-        gone.into_iter().for_each(|gone| self.let_go(&gone, now));
-    }
-
-    /// Remembers the service of living pods whose addresses are in no slice any more.
-    fn let_go(&mut self, gone: &SliceEntry, now: i64) {
-        for ip in gone.ips.iter().filter(|ip| !self.backs.contains_key(*ip)) {
-            for uid in self.by_ip.of(*ip) {
-                let pod = self.pods.get(*uid);
-                if pod.is_some_and(|pod| pod.to == OPEN && pod.ports.is_none() && pod.namespace == gone.namespace) {
-                    self.let_go.insert(*uid, (gone.service.clone(), now));
-                }
-            }
-        }
-    }
-
-    fn remove_slice(&mut self, uid: Uid) -> Option<SliceEntry> {
-        let gone = self.slices.remove(&uid)?;
-        for ip in &gone.ips {
-            if self.backs.get(ip) != Some(&uid) {
-                continue;
-            }
-            if !self.shared.contains(ip) {
-                self.backs.remove(ip);
-                continue;
-            }
-            // Rare: an address in the slices of two services, or moved between two of one.
-            let slices = self.slices.iter().filter(|(_, slice)| slice.ips.contains(ip));
-            let next = slices
-                .min_by(|(_, a), (_, b)| (&a.namespace, &a.service).cmp(&(&b.namespace, &b.service)))
-                .map(|(uid, _)| *uid);
-            match next {
-                Some(next) => {
-                    self.backs.insert(*ip, next);
-                }
-                None => {
-                    self.backs.remove(ip);
-                    self.shared.remove(ip);
-                }
-            }
-        }
-        Some(gone)
-    }
-
-    /// A service is, or changed.
-    pub fn apply_service(&mut self, service: &Service) {
-        let meta = &service.metadata;
-        let (Some(uid), Some(name)) = (meta_uid(meta), meta.name.as_deref()) else {
-            return;
-        };
-        self.remove_service(uid);
-        let spec = &service.spec;
-        let endpoint = Arc::new(K8sEndpoint {
-            namespace: self.text(meta.namespace.as_deref().unwrap_or_default()),
-            service: self.text(name),
-            ..K8sEndpoint::default()
-        });
-        let balancer = service.status.load_balancer.ingress.iter().map(|it| &it.ip);
-        let ips = addresses(
-            spec.cluster_ip
-                .iter()
-                .chain(&spec.cluster_ips)
-                .chain(&spec.external_ips)
-                .chain(balancer),
-        );
-        let node_ports = spec
-            .ports
-            .iter()
-            .filter_map(|port| {
-                Some((
-                    port.node_port.filter(|it| *it != 0)?,
-                    transport(port.protocol.as_deref())?,
-                ))
-            })
-            .collect::<Box<[_]>>();
-        self.service_ips.extend(ips.iter().map(|ip| (*ip, uid)));
-        self.node_ports.extend(node_ports.iter().map(|port| (*port, uid)));
-        let list = self.lists.get(Kind::Service);
-        self.services.insert(
-            uid,
-            ServiceEntry {
-                endpoint,
-                ips,
-                node_ports,
-                list,
-            },
-        );
-    }
-
-    /// A service is gone.
-    pub fn delete_service(&mut self, service: &Service) {
-        meta_uid(&service.metadata)
-            .into_iter()
-            .for_each(|uid| self.remove_service(uid));
-    }
-
-    fn remove_service(&mut self, uid: Uid) {
-        let Some(gone) = self.services.remove(&uid) else { return };
-        for ip in &gone.ips {
-            if self.service_ips.get(ip) == Some(&uid) {
-                self.service_ips.remove(ip);
-            }
-        }
-        for port in &gone.node_ports {
-            if self.node_ports.get(port) == Some(&uid) {
-                self.node_ports.remove(port);
-            }
-        }
-    }
-
-    /// A node is, or changed.
-    pub fn apply_node(&mut self, node: &Node) {
-        let (Some(uid), Some(name)) = (meta_uid(&node.metadata), node.metadata.name.as_deref()) else {
-            return;
-        };
-        self.remove_node(uid);
-        if *name == *self.node {
-            self.own_node = Some(uid);
-        }
-        let endpoint = Arc::new(K8sEndpoint {
-            workload: self.text(name),
-            workload_type: self.text("node"),
-            ..K8sEndpoint::default()
-        });
-        let ips = addresses(node.status.addresses.iter().map(|it| &it.address));
-        self.node_ips.extend(ips.iter().map(|ip| (*ip, uid)));
-        let list = self.lists.get(Kind::Node);
-        self.nodes.insert(uid, NodeEntry { endpoint, ips, list });
-    }
-
-    /// A node is gone.
-    pub fn delete_node(&mut self, node: &Node) {
-        meta_uid(&node.metadata)
-            .into_iter()
-            .for_each(|uid| self.remove_node(uid));
-    }
-
-    fn remove_node(&mut self, uid: Uid) {
-        let Some(gone) = self.nodes.remove(&uid) else { return };
-        for ip in &gone.ips {
-            if self.node_ips.get(ip) == Some(&uid) {
-                self.node_ips.remove(ip);
-            }
-        }
-    }
-
-    /// The pod of a uid as it was at `at`; ended ones too, while they are remembered.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn pod(&self, uid: Uid, at: i64) -> Result<K8sEndpoint, Unnamed> {
-        let found = self.pods.get(uid).map(|pod| self.endpoint(pod, at));
-        found.ok_or(Unnamed::Unknown).inspect_err(|why| self.unnamed.add(*why))
-    }
-
-    /// The agent's own node.
-    #[must_use]
-    pub fn own_node(&self) -> Option<K8sEndpoint> {
-        let node = self.own_node.and_then(|uid| self.nodes.get(&uid))?;
-        Some(K8sEndpoint::clone(&node.endpoint))
-    }
-
-    /// Namespace of a pod, and whether it is on the agent's own node.
-    #[must_use]
-    pub fn placement(&self, uid: Uid) -> Option<(Str, bool)> {
-        self.pods.get(uid).map(|pod| (pod.namespace.clone(), pod.own))
-    }
-
-    /// Who held `ip` at `at`; `port` tells services on a node's address and pods in a node's network.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn by_address(
-        &self,
-        ip: IpAddr,
-        port: Option<u16>,
-        transport: Transport,
-        at: i64,
-    ) -> Result<K8sEndpoint, Unnamed> {
-        self.find(ip, port, transport, at)
-            .inspect_err(|why| self.unnamed.add(*why))
-    }
-
-    fn find(&self, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> Result<K8sEndpoint, Unnamed> {
-        if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
-            return Ok(self.on_node(node, ip, port, transport, at));
-        }
-        let held = match self.by_ip.of(ip) {
-            [] => Err(Unnamed::Unknown),
-            uids => self.holder(uids, at),
-        };
-        match held {
-            Ok(pod) => return Ok(self.endpoint(pod, at)),
-            Err(Unnamed::AddressAmbiguous) => return Err(Unnamed::AddressAmbiguous),
-            Err(_) => {}
-        }
-        if let Some(service) = self.service_ips.get(&ip).and_then(|uid| self.services.get(uid)) {
-            return Ok(K8sEndpoint::clone(&service.endpoint));
-        }
-        // An endpoint of a service without a selector.
-        if let (Err(Unnamed::Unknown), Some(slice)) = (&held, self.backs.get(&ip).and_then(|uid| self.slices.get(uid)))
-        {
-            return Ok(K8sEndpoint {
-                namespace: slice.namespace.clone(),
-                service: slice.service.clone(),
-                ..K8sEndpoint::default()
-            });
-        }
-        held.map(|pod| self.endpoint(pod, at))
-    }
-
-    fn on_node(&self, node: &NodeEntry, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> K8sEndpoint {
-        let Some(key) = port.map(|port| (port, transport)) else {
-            return K8sEndpoint::clone(&node.endpoint);
-        };
-        if let Some(service) = self.node_ports.get(&key).and_then(|uid| self.services.get(uid)) {
-            return K8sEndpoint::clone(&service.endpoint);
-        }
-        let uids = self.by_ip.of(ip);
-        let mut pods = uids
-            .iter()
-            .filter_map(|uid| self.pods.get(*uid))
-            .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.0.contains(&key)))
-            .filter(|pod| pod.from <= at && at < pod.to);
-        match (pods.next(), pods.next()) {
-            (Some(pod), None) => self.endpoint(pod, at),
-            (Some(_), Some(_)) => {
-                self.unnamed.add(Unnamed::PortAmbiguous);
-                K8sEndpoint::clone(&node.endpoint)
-            }
-            (None, _) => K8sEndpoint::clone(&node.endpoint),
-        }
-    }
-
-    fn holder(&self, uids: &[Uid], at: i64) -> Result<&PodEntry, Unnamed> {
-        let pods = || {
-            uids.iter()
-                .filter_map(|uid| self.pods.get(*uid))
-                .filter(|pod| pod.ports.is_none())
-        };
-        let mut then = pods().filter(|pod| pod.from <= at && at < pod.to);
-        match (then.next(), then.next()) {
-            (Some(pod), None) => return Ok(pod),
-            (Some(_), Some(_)) => return Err(Unnamed::AddressAmbiguous),
-            (None, _) => {}
-        }
-        pods()
-            .filter(|pod| pod.to <= at && at - pod.to < TRAIL_NS)
-            .max_by_key(|pod| pod.to)
-            .ok_or(Unnamed::NotHeldThen)
-    }
-
-    fn endpoint(&self, pod: &PodEntry, at: i64) -> K8sEndpoint {
-        let slice = || {
-            // The address of a pod in the node's network is not its own.
-            let ips = pod.ips.iter().flatten().filter(|_| pod.ports.is_none());
-            ips.filter_map(|ip| self.slices.get(self.backs.get(ip)?))
-                .find(|slice| slice.namespace == pod.namespace)
-                .map(|slice| slice.service.clone())
-        };
-        let let_go = || self.let_go.get(&pod.uid).filter(|(_, when)| at < *when);
-        // The address of an ended pod may back another's service by now.
-        let service = if pod.to == OPEN { slice() } else { None };
-        let service = service.or_else(|| let_go().map(|(service, _)| service.clone()));
-        let (workload_type, workload) = match pod.owner.and_then(|uid| self.owners.get(&uid)) {
-            None => ("pod".into(), pod.name.clone()),
-            Some(owner) => match &owner.parent {
-                Some((kind, name)) => (kind.clone(), name.clone()),
-                // Not seen yet: whether a deployment is above it is not known.
-                None if owner.seen == Seen::Never && matches!(&*owner.kind, "replicaset" | "job") => {
-                    self.unnamed.add(Unnamed::OwnerUnseen);
-                    (Str::default(), Str::default())
-                }
-                None => (owner.kind.clone(), owner.name.clone()),
-            },
-        };
-        K8sEndpoint {
-            namespace: pod.namespace.clone(),
-            pod: pod.name.clone(),
-            service: service.unwrap_or_default(),
-            workload,
-            workload_type,
-        }
-    }
-
     /// The shared copy of a text.
     fn text(&mut self, text: &str) -> Str {
         self.texts.get_or_insert_with(text, |text| text.into()).clone()
@@ -938,10 +469,6 @@ fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
 
 fn address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
-}
-
-fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Box<[IpAddr]> {
-    texts.filter_map(|text| address(text)).collect()
 }
 
 fn transport(protocol: Option<&str>) -> Option<Transport> {

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::identity::k8s::objects::{EndpointSlice, Service};
 
 const S: i64 = 1_000_000_000;
 
