@@ -254,3 +254,23 @@ fn a_static_pod_comes_again_and_owners_leave_with_their_last_pod() {
     store.expire(1000 * S);
     assert!(store.owners.is_empty());
 }
+
+#[test]
+fn an_address_in_slices_of_two_services_has_the_first_by_name_that_is_left() {
+    let mut store = Store::new("one");
+    let slice = |n: u32, service: &str, ips: &[&str]| -> EndpointSlice {
+        of(
+            json!({"metadata": {"name": format!("s{n}"), "namespace": "shop", "uid": uid(n),
+            "labels": {"kubernetes.io/service-name": service}}, "endpoints": [{"addresses": ips}]}),
+        )
+    };
+    store.apply_pod(&pod(1, "w1", "10.0.0.1", None), 110 * S);
+    store.apply_slice(&slice(51, "b", &["10.0.0.1"]), 110 * S);
+    store.apply_slice(&slice(52, "a", &["10.0.0.1"]), 110 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 111).unwrap().service, "a");
+    store.delete_slice(&slice(52, "a", &[]), 120 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 121).unwrap().service, "b");
+    store.apply_slice(&slice(51, "b", &[]), 130 * S);
+    assert_eq!(&*at(&store, "10.0.0.1", 80, 131).unwrap().service, "");
+    assert!(store.backs.is_empty() && store.shared.is_empty());
+}
