@@ -15,12 +15,12 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{Patch, PatchParams},
     runtime::{
         Controller,
         controller::{Action, Error as LoopError},
-        reflector::Store,
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -97,18 +97,32 @@ pub async fn run(context: Context, cancel: CancellationToken) {
     let objects = controller.store();
     let context = Arc::new(context);
     controller
-        .owns(Api::<DaemonSet>::namespaced(client.clone(), &namespace), ours.clone())
-        .owns(Api::<StatefulSet>::namespaced(client.clone(), &namespace), ours.clone())
-        .owns(Api::<Service>::namespaced(client.clone(), &namespace), ours.clone())
-        .owns(
+        .watches(
+            Api::<DaemonSet>::namespaced(client.clone(), &namespace),
+            ours.clone(),
+            served,
+        )
+        .watches(
+            Api::<StatefulSet>::namespaced(client.clone(), &namespace),
+            ours.clone(),
+            served,
+        )
+        .watches(
+            Api::<Service>::namespaced(client.clone(), &namespace),
+            ours.clone(),
+            served,
+        )
+        .watches(
             Api::<ServiceAccount>::namespaced(client.clone(), &namespace),
             ours.clone(),
+            served,
         )
-        .owns(
+        .watches(
             Api::<NetworkPolicy>::namespaced(client.clone(), &namespace),
             ours.clone(),
+            served,
         )
-        .owns(Api::<Secret>::namespaced(client, &namespace), ours)
+        .watches(Api::<Secret>::namespaced(client, &namespace), ours, served)
         .graceful_shutdown_on(cancel.cancelled_owned())
         .run(
             move |object, context| {
@@ -129,6 +143,15 @@ pub async fn run(context: Context, cancel: CancellationToken) {
             }
         })
         .await;
+}
+
+/// The object that something was made for. `Controller::owns` would add the namespace of what is owned to the name, and the
+/// cluster-scoped object would stand in the queue twice: two reconciliations at once.
+fn served<K: Resource>(owned: K) -> Option<ObjectRef<EbpfCollector>> {
+    let owners = owned.meta().owner_references.as_deref().unwrap_or_default();
+    owners
+        .iter()
+        .find_map(|owner| ObjectRef::from_owner_ref(None, owner, ()))
 }
 
 /// Brings the cluster to what `object` says, as far as that is possible now. `all` are the objects of the cluster.
