@@ -206,9 +206,14 @@ fn sink(sink: &SinkOverview) -> SinkStatus {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use proto::v1::{Feature, SinkError};
+    use proto::v1::{
+        Feature, SinkError,
+        overview_service_server::{OverviewService, OverviewServiceServer},
+    };
+    use tonic::transport::{Server, ServerTlsConfig, server::TcpIncoming};
 
     use super::*;
+    use crate::certificates::{Existing, Policy};
 
     fn node(name: &str, records_accepted: u64, state: FeatureState, reason: &str) -> NodeOverview {
         let feature = Feature {
@@ -291,5 +296,55 @@ mod tests {
         assert_eq!(summarize(&report, Some(before), at(160)).0.flows_per_second, Some(1.5));
         report.boot_id = 8;
         assert_eq!(summarize(&report, Some(before), at(160)).0.flows_per_second, None);
+    }
+
+    /// An aggregator that tells of one node per page.
+    struct OneByOne(Report);
+
+    #[tonic::async_trait]
+    impl OverviewService for OneByOne {
+        async fn get_overview(
+            &self,
+            request: tonic::Request<OverviewRequest>,
+        ) -> Result<tonic::Response<proto::v1::Overview>, tonic::Status> {
+            let after = request.into_inner().after_node;
+            let mut rest = self.0.nodes.iter().filter(|node| node.name > after);
+            let page = proto::v1::Overview {
+                aggregator_boot_id: self.0.boot_id,
+                nodes: rest.next().cloned().into_iter().collect(),
+                more: rest.next().is_some(),
+                sinks: self.0.sinks.clone(),
+                ..Default::default()
+            };
+            Ok(tonic::Response::new(page))
+        }
+    }
+
+    #[tokio::test]
+    async fn all_pages_come_over_tls_and_a_stranger_gets_none() {
+        let server_names = names::server_names("cluster", "observe");
+        let plan = || Material::plan(Existing::default(), &server_names, &Policy::default(), Timestamp::now()).unwrap();
+        let (material, stranger) = (plan(), plan());
+        let tls = ServerTlsConfig::new()
+            .identity(Identity::from_pem(
+                &material.aggregator.certificate,
+                &material.aggregator.key,
+            ))
+            .client_ca_root(Certificate::from_pem(material.authority.bundle()));
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = incoming.local_addr().unwrap();
+        let server = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(OverviewServiceServer::new(OneByOne(report())))
+            .serve_with_incoming(incoming);
+        let server = tokio::spawn(server);
+        assert_eq!(fetch(address, &server_names[0], &material).await.unwrap(), report());
+        assert!(fetch(address, &server_names[0], &stranger).await.is_err());
+        let mut posing = material.clone();
+        posing.operator = stranger.operator;
+        assert!(fetch(address, &server_names[0], &posing).await.is_err());
+        assert!(fetch(address, "elsewhere", &material).await.is_err());
+        server.abort();
     }
 }
