@@ -217,6 +217,7 @@ impl NetCapture {
         // No new events from here on; what is in either map is taken out.
         self.object.detach();
         self.guarded("drain", Self::drain);
+        self.tracker.sample_all();
         self.guarded("sample", Self::end_interval);
         let deadline = Instant::now() + Duration::from_secs(5);
         while !self.flush(out) && Instant::now() < deadline {

@@ -26,6 +26,8 @@ use crate::{
 const BATCH: usize = 4096;
 /// A connection that no process is seen to hold is reported without one after this long.
 const PATIENCE_NS: u64 = 10_000_000_000;
+/// See [`Tracker::settle_ns`].
+const SETTLE_NS: u64 = 250_000_000;
 
 /// Connections that have been sampled at least once.
 pub(super) struct Tracker {
@@ -39,6 +41,9 @@ pub(super) struct Tracker {
     unnamed: Vec<(u32, Row)>,
     /// CPU time of this pass inside system calls.
     kernel_cpu: Duration,
+    /// A new connection younger than this waits for its close or the next sample, nanoseconds: a server may be about to
+    /// fork and execute the program that serves it.
+    settle_ns: u64,
     pass: u32,
     ephemeral_port: u32,
 }
@@ -86,6 +91,7 @@ impl Tracker {
             pending: Vec::with_capacity(SAMPLES_PER_RUN),
             unnamed: Vec::new(),
             kernel_cpu: Duration::ZERO,
+            settle_ns: SETTLE_NS,
             pass: 0,
             ephemeral_port: u32::from(ephemeral_port),
         }
@@ -190,6 +196,11 @@ impl Tracker {
         Ok(report)
     }
 
+    /// From now on every connection is sampled, however young: there will be no next sample.
+    pub(super) fn sample_all(&mut self) {
+        self.settle_ns = 0;
+    }
+
     /// Adds what [`Self::sample`] held back until the owners were looked for. A new connection that still has none is
     /// left to its close or to the next interval.
     pub(super) fn add_unnamed(&mut self, rows: &mut Rows) {
@@ -292,7 +303,8 @@ impl Tracker {
                 self.free.push(*index);
                 continue;
             }
-            if fresh && is_waiting(conn, sampled, now) {
+            let young = conn.adopted == 0 && now.saturating_sub(conn.established_ns) < self.settle_ns;
+            if fresh && (young || is_waiting(conn, sampled, now)) {
                 self.free.push(*index);
                 continue;
             }
