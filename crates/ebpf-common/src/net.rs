@@ -56,6 +56,31 @@ pub mod event {
     pub const TCP_SPILL: u16 = 3;
 }
 
+/// What is switched on for whom: values and keys of map `POLICY`.
+///
+/// A local end is looked up by the cgroup of its process, then by its network namespace; the first entry found decides,
+/// and without one [`NetConfig::policy`] does.
+pub mod policy {
+    /// Bit of `netflow`.
+    pub const NETFLOW: u32 = 1;
+    /// The end belongs to another node: nothing is reported, and skips are counted as such.
+    pub const OTHER_NODE: u32 = 1 << 31;
+
+    /// Key of a cgroup, by its id ([`super::Conn::owner_cgroup`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_cgroup(id: u64) -> u64 {
+        id
+    }
+
+    /// Key of a network namespace, by its inode number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_netns(inode: u32) -> u64 {
+        inode as u64 | 1 << 63
+    }
+}
+
 /// Version of all event layouts; a reader refuses others.
 pub const EVENT_VERSION: u16 = 1;
 
@@ -86,8 +111,16 @@ pub mod stat {
     pub const UDP_SKIP_RCVBUF: u32 = 10;
     /// Lost: map and ring buffer both full.
     pub const UDP_LOST_FULL: u32 = 11;
+    /// Skipped: the plugin is switched off for the pod or namespace of the local end ([`super::policy`]).
+    pub const TCP_SKIP_POLICY: u32 = 12;
+    /// Skipped: as `TCP_SKIP_POLICY`.
+    pub const UDP_SKIP_POLICY: u32 = 13;
+    /// Skipped: the local end's process belongs to another node that shares this kernel.
+    pub const TCP_SKIP_OTHER_NODE: u32 = 14;
+    /// Skipped: as `TCP_SKIP_OTHER_NODE`.
+    pub const UDP_SKIP_OTHER_NODE: u32 = 15;
     /// Number of counters.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 16;
 }
 
 /// Both ends of a socket.
@@ -162,6 +195,8 @@ pub struct TcpAgg {
     pub first_ns: u64,
     /// Name of the owning process, NUL padded.
     pub comm: [u8; 16],
+    /// Cgroup of the owning process, see [`Conn::owner_cgroup`].
+    pub cgroup: u64,
 }
 
 /// One open TCP connection end, keyed by its `struct sock` address.
@@ -207,6 +242,11 @@ pub struct Conn {
     pub forker_pid: u32,
     /// The forker's voluntary context switches at that time.
     pub forker_nvcsw: u64,
+    /// Cgroup that `owner_pid`'s process was in: id in the hierarchy that the loader chose (what the
+    /// inode number of its directory is), 0 if unknown.
+    pub owner_cgroup: u64,
+    /// The same of `closer_pid`'s process.
+    pub closer_cgroup: u64,
 }
 
 /// One connection's turn in the sampling program.
@@ -253,6 +293,8 @@ pub struct Adopt {
     pub found: u32,
     /// In: name of the owning process.
     pub comm: [u8; 16],
+    /// In: cgroup of the owning process, see [`Conn::owner_cgroup`].
+    pub cgroup: u64,
     /// Out: address of the socket.
     pub sk: u64,
     /// Out: [`Conn::id`] of the entry, 0 if none.
@@ -295,6 +337,8 @@ pub struct TcpCloseEvent {
     pub key: FlowKey,
     /// Name of the owner.
     pub comm: [u8; 16],
+    /// Cgroup of the owner, see [`Conn::owner_cgroup`].
+    pub cgroup: u64,
 }
 
 /// A closed connection that found the aggregation map full.
@@ -351,6 +395,8 @@ pub struct UdpAgg {
     pub direction: u8,
     /// Zero.
     pub _pad: [u8; 7],
+    /// Cgroup of the first sender, see [`Conn::owner_cgroup`].
+    pub cgroup: u64,
 }
 
 /// A datagram that found the aggregation map full.
@@ -375,6 +421,8 @@ pub struct SockOwner {
     pub _pad: u32,
     /// Name of the process.
     pub comm: [u8; 16],
+    /// Its cgroup, see [`Conn::owner_cgroup`].
+    pub cgroup: u64,
 }
 
 /// The datagram a CPU is handing to a socket, to take it back if the receive queue turns out to be full.
@@ -423,6 +471,10 @@ pub struct NetConfig {
     pub agent_pid: u32,
     /// 1: connections older than the agent are adopted, so that one without an entry is not older.
     pub adopts: u32,
+    /// [`policy`] bits of an end without an entry in map `POLICY`.
+    pub policy: u32,
+    /// 1: processes outside the agent's pid namespace belong to other nodes that share this kernel.
+    pub own_pidns_only: u32,
 }
 
 /// Byte offsets of kernel members, resolved from the running kernel's BTF before load. [`ABSENT`] where missing.
@@ -513,20 +565,20 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<TcpCounters>() == 32);
-    assert!(size_of::<TcpAgg>() == 80);
-    assert!(size_of::<Conn>() == 152);
+    assert!(size_of::<TcpAgg>() == 88);
+    assert!(size_of::<Conn>() == 168);
     assert!(size_of::<Sample>() == 104);
     assert!(size_of::<SampleBlock>() == 8 + 104 * SAMPLES_PER_RUN);
-    assert!(size_of::<Adopt>() == 96);
+    assert!(size_of::<Adopt>() == 104);
     assert!(size_of::<EventHead>() == 8);
-    assert!(size_of::<TcpCloseEvent>() == 120);
-    assert!(size_of::<TcpSpillEvent>() == 136);
+    assert!(size_of::<TcpCloseEvent>() == 128);
+    assert!(size_of::<TcpSpillEvent>() == 144);
     assert!(size_of::<UdpKey>() == 48);
-    assert!(size_of::<UdpAgg>() == 72);
-    assert!(size_of::<UdpSpillEvent>() == 128);
-    assert!(size_of::<SockOwner>() == 24);
+    assert!(size_of::<UdpAgg>() == 80);
+    assert!(size_of::<UdpSpillEvent>() == 136);
+    assert!(size_of::<SockOwner>() == 32);
     assert!(size_of::<UdpLast>() == 80);
-    assert!(size_of::<NetConfig>() == 40);
+    assert!(size_of::<NetConfig>() == 48);
     assert!(size_of::<NetOffsets>() == 39 * 4);
 };
 

@@ -129,6 +129,7 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         "UDP_AGG_0",
         "UDP_AGG_1",
         "SOCK_OWNERS",
+        "POLICY",
     ] {
         let map = ebpf.take_map(name).ok_or_else(|| anyhow!("object has no map {name}"))?;
         let (Map::HashMap(data) | Map::LruHashMap(data)) = map else {

@@ -43,6 +43,9 @@ pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0
 /// 1 once a connection found `CONNS` full: from then on a close without an entry may be of a young connection.
 #[map]
 pub(crate) static CONNS_WERE_FULL: Array<u64> = Array::with_max_entries(1, 0);
+/// What is switched on for whom, see `ebpf_common::net::policy`.
+#[map]
+pub(crate) static POLICY: HashMap<u64, u32> = HashMap::with_max_entries(16_384, 0);
 /// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

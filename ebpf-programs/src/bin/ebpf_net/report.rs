@@ -98,6 +98,7 @@ pub(crate) fn send_close(
         (*event).counters = *counters;
         (*event).key = *key;
         (*event).comm = *comm;
+        (*event).cgroup = 0;
     }
     entry.submit(flag);
 }
@@ -119,6 +120,7 @@ fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established:
         established,
         first_ns: now(),
         comm,
+        cgroup: 0,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_ok() {
         return;

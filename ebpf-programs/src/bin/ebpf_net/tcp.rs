@@ -140,6 +140,8 @@ pub(crate) const EMPTY: Conn = Conn {
     remote_port: 0,
     forker_pid: 0,
     forker_nvcsw: 0,
+    owner_cgroup: 0,
+    closer_cgroup: 0,
 };
 
 #[inline(always)]

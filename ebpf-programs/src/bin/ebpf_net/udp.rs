@@ -92,7 +92,7 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
         let (pid, comm) = current_process_by_task();
         // SAFETY: the context is this program type's `struct bpf_sock`.
         let cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
-        let _ = SOCK_OWNERS.insert(cookie, SockOwner { pid, _pad: 0, comm }, BPF_ANY as u64);
+        let _ = SOCK_OWNERS.insert(cookie, SockOwner { pid, _pad: 0, comm, cgroup: 0 }, BPF_ANY as u64);
     }
     ALLOW
 }
@@ -245,6 +245,7 @@ fn sent(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig)
         comm,
         direction: direction::OUTGOING,
         _pad: [0; 7],
+        cgroup: 0,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
         // Another CPU made the entry meanwhile, or the map is full.
@@ -282,6 +283,7 @@ fn delivered(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetCo
         comm: [0; 16],
         direction: direction::INCOMING,
         _pad: [0; 7],
+        cgroup: 0,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
         match map.get_ptr_mut(key) {

@@ -33,10 +33,14 @@ const REASONS: &[(u32, bool, &str, bool)] = &[
     (stat::TCP_SKIP_NOT_ESTABLISHED, false, "not_established", false),
     (stat::TCP_SKIP_PREDATES, false, "predates_agent", false),
     (stat::TCP_SKIP_IPV6, false, "ipv6_disabled", false),
+    (stat::TCP_SKIP_POLICY, false, "switched_off", false),
+    (stat::TCP_SKIP_OTHER_NODE, false, "other_node", false),
     (stat::TCP_LOST_FULL, false, "ring_buffer_full", true),
     (stat::UDP_SKIP_LOOPBACK, true, "loopback", false),
     (stat::UDP_SKIP_IPV6, true, "ipv6_disabled", false),
     (stat::UDP_SKIP_RCVBUF, true, "receive_queue_full", false),
+    (stat::UDP_SKIP_POLICY, true, "switched_off", false),
+    (stat::UDP_SKIP_OTHER_NODE, true, "other_node", false),
     (stat::UDP_LOST_FULL, true, "ring_buffer_full", true),
 ];
 

@@ -23,7 +23,7 @@ use std::{
 use anyhow::Context as _;
 use ebpf_common::net::{
     EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpSpillEvent, UdpAgg, UdpKey, UdpSpillEvent,
-    event,
+    event, policy,
 };
 use records::RecordBatch;
 use telemetry::{Stage, Telemetry};
@@ -111,6 +111,8 @@ impl NetCapture {
             wake_bytes: u64::from(config.load.ring_buffer_size) / 2,
             agent_pid: std::process::id(),
             adopts: 0,
+            policy: policy::NETFLOW,
+            own_pidns_only: 0,
         };
         let mut object = net::load(&config.load, kernel, &mut capabilities)?;
         let proc = Proc::new(&config.proc);
