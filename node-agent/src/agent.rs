@@ -25,6 +25,7 @@ use crate::{
     ebpf::{
         capability::{Capabilities, Feature, State},
         net::LoadOptions,
+        offsets::CgroupHierarchy,
         privileges,
     },
     uplink::{ClientTls, GrpcConfig, Transport, Uplink, UplinkConfig},
@@ -205,6 +206,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             tcp_connections_max: config.kernel.tcp_connections_max,
             flow_map_entries: config.kernel.flow_map_entries,
             ring_buffer_size: u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX),
+            cgroups: CgroupHierarchy::default(),
             refuse,
         },
     }

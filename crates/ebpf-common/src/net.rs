@@ -7,6 +7,9 @@ use core::mem::size_of;
 /// Offset or bit that the running kernel's BTF does not have.
 pub const ABSENT: u32 = u32::MAX;
 
+/// Process id of a process that belongs to another node, see [`NetConfig::pidns`].
+pub const FOREIGN_PID: u32 = u32::MAX;
+
 /// Connections sampled per run of the sampling program.
 pub const SAMPLES_PER_RUN: usize = 32;
 
@@ -44,6 +47,9 @@ pub mod adopt {
     pub const SOCKET: u32 = 0;
     /// Describe it too, but of a connection only name the owner if it has none; track nothing new.
     pub const OWNER: u32 = 1;
+    /// Tell the calling process's pid namespace: its address in [`super::Adopt::id`], its level in
+    /// [`super::Adopt::state`].
+    pub const PID_NAMESPACE: u32 = 2;
 }
 
 /// Kinds of ring-buffer events ([`EventHead::kind`]).
@@ -59,7 +65,7 @@ pub mod event {
 /// What is switched on for whom: values and keys of map `POLICY`.
 ///
 /// A local end is looked up by the cgroup of its process, then by its network namespace; the first entry found decides,
-/// and without one [`NetConfig::policy`] does.
+/// and without one [`NetConfig::policy`] or, if no process is known, [`NetConfig::policy_unowned`] does.
 pub mod policy {
     /// Bit of `netflow`.
     pub const NETFLOW: u32 = 1;
@@ -441,6 +447,16 @@ pub struct UdpLast {
     pub key: UdpKey,
 }
 
+/// What `tcp_state` did last on a CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// Address of the socket, 0 if nothing.
+    pub sk: u64,
+    /// The state it changed to.
+    pub state: u64,
+}
+
 /// A connection that a process accepted last, or that a forked child inherited; keyed by thread group id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -471,10 +487,17 @@ pub struct NetConfig {
     pub agent_pid: u32,
     /// 1: connections older than the agent are adopted, so that one without an entry is not older.
     pub adopts: u32,
-    /// [`policy`] bits of an end without an entry in map `POLICY`.
+    /// [`policy`] bits of an end whose process is known and that has no entry in map `POLICY`.
     pub policy: u32,
-    /// 1: processes outside the agent's pid namespace belong to other nodes that share this kernel.
-    pub own_pidns_only: u32,
+    /// The same of an end whose process is not known.
+    pub policy_unowned: u32,
+    /// 1 if map `POLICY` has entries.
+    pub policy_entries: u32,
+    /// Level of the pid namespace `pidns`.
+    pub pidns_level: u32,
+    /// Address of the agent's pid namespace, if processes outside of it belong to other nodes that share this kernel; 0
+    /// if all processes are the agent's to report.
+    pub pidns: u64,
 }
 
 /// Byte offsets of kernel members, resolved from the running kernel's BTF before load. [`ABSENT`] where missing.
@@ -559,6 +582,32 @@ pub struct NetOffsets {
     pub skb_sk: u32,
     /// `files_struct.next_fd`
     pub next_fd: u32,
+    /// 1 if the helper `bpf_get_current_task_btf` is there, [`ABSENT`] otherwise.
+    pub task_btf: u32,
+    /// `task_struct.cgroups`
+    pub cgroups: u32,
+    /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` of the version 1 hierarchy that is used.
+    pub css_set_cgroup: u32,
+    /// `cgroup_subsys_state.cgroup` for a version 1 hierarchy, [`ABSENT`] for version 2.
+    pub css_cgroup: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id` (u64)
+    pub kn_id: u32,
+    /// `task_struct.signal`
+    pub signal: u32,
+    /// Element `PIDTYPE_TGID` of `signal_struct.pids`
+    pub tgid_pid: u32,
+    /// `pid.level` (u32)
+    pub pid_level: u32,
+    /// `pid.numbers`
+    pub pid_numbers: u32,
+    /// `upid.nr` (u32)
+    pub upid_nr: u32,
+    /// `upid.ns`
+    pub upid_ns: u32,
+    /// Size of `struct upid`.
+    pub upid_size: u32,
 }
 
 const _: () = {
@@ -578,8 +627,8 @@ const _: () = {
     assert!(size_of::<UdpSpillEvent>() == 136);
     assert!(size_of::<SockOwner>() == 32);
     assert!(size_of::<UdpLast>() == 80);
-    assert!(size_of::<NetConfig>() == 48);
-    assert!(size_of::<NetOffsets>() == 39 * 4);
+    assert!(size_of::<NetConfig>() == 64);
+    assert!(size_of::<NetOffsets>() == 52 * 4);
 };
 
 // === impl SampleBlock ===
@@ -637,6 +686,19 @@ impl NetOffsets {
         socket_ino: ABSENT,
         skb_sk: ABSENT,
         next_fd: ABSENT,
+        task_btf: ABSENT,
+        cgroups: ABSENT,
+        css_set_cgroup: ABSENT,
+        css_cgroup: ABSENT,
+        cgroup_kn: ABSENT,
+        kn_id: ABSENT,
+        signal: ABSENT,
+        tgid_pid: ABSENT,
+        pid_level: ABSENT,
+        pid_numbers: ABSENT,
+        upid_nr: ABSENT,
+        upid_ns: ABSENT,
+        upid_size: ABSENT,
     };
 }
 

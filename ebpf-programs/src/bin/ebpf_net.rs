@@ -1,7 +1,7 @@
 //! Kernel object of plugin `ebpf-net`.
 //!
 //! ```text
-//! tcp:  inet_sock_set_state ▶ CONNS (open ends) ▶ at close: TCP_AGG_{0,1} by flow, or an event if user space knows it
+//! tcp:  tp_btf inet_sock_set_state ▶ CONNS (open ends) ▶ at close: TCP_AGG_{0,1} by flow, or an event if user space knows it
 //!       accept hooks ▶ owner in CONNS        sample (run by user space once per interval) reads open ends
 //! udp:  cgroup_skb ▶ UDP_AGG_{0,1} by socket and peer        sock_create ▶ SOCK_OWNERS
 //! ```
@@ -21,6 +21,9 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/maps.rs"]
 mod maps;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_net/policy.rs"]
+mod policy;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/report.rs"]
 mod report;

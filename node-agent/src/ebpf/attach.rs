@@ -5,7 +5,10 @@ use std::{fs::File, path::PathBuf};
 use anyhow::{Context as _, anyhow};
 use aya::{
     Btf, Ebpf,
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, FExit, KProbe, Program, RawTracePoint},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, FExit, KProbe, Program,
+        RawTracePoint,
+    },
 };
 use ebpf_common::net::{ABSENT, NetOffsets};
 
@@ -57,17 +60,17 @@ impl Attach<'_> {
         // that end in a process's hands would stay.
         // The ends first: a connection that closes between the two must find its end hooked.
         let hooked = self
-            .raw_tracepoint("tcp_destroy", Some("tcp_destroy_sock"))
-            .and_then(|()| self.raw_tracepoint("tcp_destroy_nested", Some("tcp_destroy_sock")))
-            .and_then(|()| self.raw_tracepoint("tcp_state", Some("inet_sock_set_state")))
-            .and_then(|()| self.raw_tracepoint("tcp_state_nested", Some("inet_sock_set_state")));
+            .btf_tracepoint("tcp_destroy", "tcp_destroy_sock")
+            .and_then(|()| self.btf_tracepoint("tcp_destroy_nested", "tcp_destroy_sock"))
+            .and_then(|()| self.btf_tracepoint("tcp_state", "inet_sock_set_state"))
+            .and_then(|()| self.btf_tracepoint("tcp_state_nested", "inet_sock_set_state"));
         match hooked {
             Ok(()) if self.missing.is_empty() => {
-                capabilities.on(TCP, "raw tracepoints inet_sock_set_state, tcp_destroy_sock")
+                capabilities.on(TCP, "BTF tracepoints inet_sock_set_state, tcp_destroy_sock")
             }
             Ok(()) => capabilities.degraded(
                 TCP,
-                "raw tracepoints inet_sock_set_state, tcp_destroy_sock",
+                "BTF tracepoints inet_sock_set_state, tcp_destroy_sock",
                 format!("this kernel lacks {}", self.missing.join(", ")),
             ),
             Err(error) => {
@@ -207,9 +210,9 @@ impl Attach<'_> {
         Ok(program.try_into()?)
     }
 
-    /// Takes back a raw tracepoint program whose companions were refused.
+    /// Takes back a tracepoint program whose companions were refused.
     fn unload(&mut self, name: &str) {
-        if let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) {
+        if let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) {
             // It may not have been loaded at all.
             let _ = program.unload();
         }
@@ -223,6 +226,14 @@ impl Attach<'_> {
                 .attach(tracepoint)
                 .with_context(|| format!("tracepoint {tracepoint}"))?;
         }
+        Ok(())
+    }
+
+    fn btf_tracepoint(&mut self, name: &str, tracepoint: &str) -> anyhow::Result<()> {
+        let types = Btf::from_sys_fs()?;
+        let program: &mut BtfTracePoint = self.program(name)?;
+        program.load(tracepoint, &types)?;
+        program.attach().with_context(|| format!("tracepoint {tracepoint}"))?;
         Ok(())
     }
 

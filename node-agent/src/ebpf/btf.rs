@@ -164,6 +164,13 @@ impl KernelTypes {
         self.structs.contains_key(name)
     }
 
+    /// Size of a struct in bytes.
+    #[must_use]
+    pub fn size(&self, name: &str) -> Option<u32> {
+        let (at, _, _) = self.record(*self.structs.get(name)?)?;
+        u32_at(&self.data, at + 8)
+    }
+
     /// Number of parameters of a kernel function, `None` if the kernel has no such function.
     #[must_use]
     pub fn parameters(&self, function: &str) -> Option<usize> {
@@ -299,6 +306,7 @@ mod tests {
         assert_eq!(cloned.bit_size, 1);
         assert_eq!(types.offset("sk_buff", "cloned"), None);
         assert_eq!(types.offset("sock", "no_such_member"), None);
+        assert_eq!(types.size("upid"), Some(16));
         assert_eq!(types.enumerator("SOCK_DONE"), Some(1));
         assert!(matches!(types.parameters("inet_csk_accept"), Some(2 | 4)));
         assert_eq!(types.parameters("no_such_function"), None);

@@ -19,7 +19,7 @@ use super::{
     attach::Attach,
     btf::KernelTypes,
     capability::Capabilities,
-    offsets::net_offsets,
+    offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
 
@@ -54,6 +54,8 @@ pub struct LoadOptions {
     pub flow_map_entries: u32,
     /// Bytes of the event ring; a power of two and a multiple of the page size.
     pub ring_buffer_size: u32,
+    /// Whose ids name cgroups.
+    pub cgroups: CgroupHierarchy,
     /// Programs to treat as if the kernel had refused them; for trying out degradation.
     pub refuse: Vec<String>,
 }
@@ -76,7 +78,7 @@ pub struct NetObject {
 /// Only if nothing of the plugin can work: no type information, or the maps cannot be made.
 pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabilities) -> anyhow::Result<NetObject> {
     let types = KernelTypes::load()?;
-    let (offsets, missing) = net_offsets(&types);
+    let (offsets, missing) = net_offsets(&types, &options.cgroups);
     if let Err(error) = sys::raise_memlock_limit() {
         tracing::debug!(%error, "Cannot raise the locked-memory limit; kernels before 5.11 need it");
     }
@@ -173,6 +175,7 @@ impl NetObject {
             }
             let unloaded = match program {
                 Program::RawTracePoint(program) => program.unload(),
+                Program::BtfTracePoint(program) => program.unload(),
                 Program::CgroupSkb(program) => program.unload(),
                 Program::CgroupSock(program) => program.unload(),
                 Program::FExit(program) => program.unload(),

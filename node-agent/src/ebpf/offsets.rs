@@ -6,9 +6,22 @@ use ebpf_common::net::{ABSENT, NetOffsets};
 
 use super::btf::KernelTypes;
 
+/// Size of a pointer of the kernel.
+const POINTER: u32 = 8;
+
+/// Whose ids name the cgroup of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CgroupHierarchy {
+    /// The unified hierarchy.
+    #[default]
+    V2,
+    /// The version 1 hierarchy of this controller, as the kernel names it (`memory`, `pids`, `cpu`).
+    V1(String),
+}
+
 /// Offsets for `ebpf-net`, and the names that could not be resolved.
 #[must_use]
-pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
+pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffsets, Vec<&'static str>) {
     let mut missing = Vec::new();
     let mut find = |label: &'static str, candidates: &[(&str, &str)]| {
         let found = candidates.iter().find_map(|(name, path)| types.offset(name, path));
@@ -63,17 +76,59 @@ pub fn net_offsets(types: &KernelTypes) -> (NetOffsets, Vec<&'static str>) {
         socket_ino: socket_ino(types).unwrap_or(ABSENT),
         skb_sk: find("sk_buff.sk", &[("sk_buff", "sk")]),
         next_fd: find("files_struct.next_fd", &[("files_struct", "next_fd")]),
+        task_btf: types.enumerator("BPF_FUNC_get_current_task_btf").map_or(ABSENT, |_| 1),
+        cgroups: find("task_struct.cgroups", &[("task_struct", "cgroups")]),
+        css_set_cgroup: cgroups.css_set_cgroup(types).unwrap_or(ABSENT),
+        css_cgroup: match cgroups {
+            CgroupHierarchy::V2 => ABSENT,
+            CgroupHierarchy::V1(_) => find("cgroup_subsys_state.cgroup", &[("cgroup_subsys_state", "cgroup")]),
+        },
+        cgroup_kn: find("cgroup.kn", &[("cgroup", "kn")]),
+        kn_id: find("kernfs_node.id", &[("kernfs_node", "id")]),
+        signal: find("task_struct.signal", &[("task_struct", "signal")]),
+        tgid_pid: tgid_pid(types).unwrap_or(ABSENT),
+        pid_level: find("pid.level", &[("pid", "level")]),
+        pid_numbers: find("pid.numbers", &[("pid", "numbers")]),
+        upid_nr: find("upid.nr", &[("upid", "nr")]),
+        upid_ns: find("upid.ns", &[("upid", "ns")]),
+        upid_size: types.size("upid").unwrap_or(ABSENT),
     };
     for (label, value) in [
         ("SOCK_DONE", offsets.sock_done_bit),
         ("socket_alloc.vfs_inode.i_ino", offsets.socket_ino),
         ("SOCK_DEAD", offsets.sock_dead_bit),
+        ("the cgroup of a css_set", offsets.css_set_cgroup),
+        ("signal_struct.pids", offsets.tgid_pid),
+        ("upid", offsets.upid_size),
     ] {
         if value == ABSENT {
             missing.push(label);
         }
     }
     (offsets, missing)
+}
+
+impl CgroupHierarchy {
+    /// Offset in `css_set` of the pointer that leads to the cgroup.
+    fn css_set_cgroup(&self, types: &KernelTypes) -> Option<u32> {
+        match self {
+            Self::V2 => types.offset("css_set", "dfl_cgrp"),
+            Self::V1(controller) => {
+                let index = types.enumerator(&format!("{controller}_cgrp_id"))?;
+                types
+                    .offset("css_set", "subsys")?
+                    .checked_add(index.checked_mul(POINTER)?)
+            }
+        }
+    }
+}
+
+/// Offset of the pointer to the thread group's `struct pid`.
+fn tgid_pid(types: &KernelTypes) -> Option<u32> {
+    let index = types.enumerator("PIDTYPE_TGID")?;
+    types
+        .offset("signal_struct", "pids")?
+        .checked_add(index.checked_mul(POINTER)?)
 }
 
 /// Distance from a `struct socket` to the inode number of the `struct socket_alloc` around it.
@@ -93,7 +148,7 @@ mod tests {
             println!("SKIPPED: this kernel has no BTF");
             return;
         };
-        let (_, missing) = net_offsets(&types);
+        let (_, missing) = net_offsets(&types, &CgroupHierarchy::V2);
         assert_eq!(missing, Vec::<&str>::new());
     }
 }

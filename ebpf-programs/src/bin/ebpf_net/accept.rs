@@ -10,8 +10,12 @@ use ebpf_common::net::{Conn, Inherited, Tuple, direction};
 use ebpf_programs::net::state;
 
 use crate::{
-    kernel::{current_process, current_task, read, read_tuple, sock_of_fd, voluntary_switches},
+    kernel::{
+        Memory, Probed, Process, current_process_by_task, current_task, read, read_addresses, read_netns, sock_of_fd,
+        tcp_of, voluntary_switches,
+    },
     maps::{CONNS, INHERITED, LAST_ACCEPT, config, offsets},
+    policy::{bits, is_on},
     report::IPPROTO_TCP,
     tcp::{EMPTY, excluded, now},
 };
@@ -46,15 +50,20 @@ pub(crate) fn accept_again_4(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn accept_exited(sk: u64) {
-    if sk != 0 {
-        accepted(sk);
+    if sk != 0
+        && let Some(tcp) = tcp_of(sk)
+    {
+        accepted(tcp);
     }
 }
 
 /// The same by kretprobe. A process blocked in accept holds one of few return slots, so some returns are missed.
 #[kretprobe]
 pub(crate) fn accept_return(ctx: RetProbeContext) -> u32 {
-    accept_exited(ctx.ret());
+    let sk: u64 = ctx.ret();
+    if sk != 0 {
+        accepted(Probed(sk));
+    }
     0
 }
 
@@ -96,8 +105,9 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// descriptors marked close-on-exec are closed.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
-    let (pid, comm) = current_process();
-    let Some(inherited) = INHERITED.get_ptr(pid) else {
+    let Some(config) = config() else { return 0 };
+    let process = current_process_by_task(config);
+    let Some(inherited) = INHERITED.get_ptr(process.pid) else {
         return 0;
     };
     // SAFETY: a live map value of integers.
@@ -106,9 +116,9 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     if let Some(conn) = CONNS.get_ptr_mut(inherited.sk) {
         // SAFETY: a live map value.
         let conn = unsafe { &mut *conn };
-        if conn.id == inherited.id && conn.owner_pid == pid {
+        if conn.id == inherited.id && conn.owner_pid == process.pid {
             if held {
-                conn.owner_comm = comm;
+                conn.owner_comm = process.comm;
             } else {
                 // A helper that does not serve the connection. The name was the forker's all along.
                 conn.owner_pid = conn.forker_pid;
@@ -150,7 +160,7 @@ fn accepted_lately() {
                 .get_ptr(sk)
                 .is_some_and(|conn| unsafe { (*conn).owner_pid == 0 && (*conn).direction == direction::INCOMING });
         if unowned {
-            accepted(sk);
+            accepted(Probed(sk));
             return;
         }
     }
@@ -166,26 +176,31 @@ pub(crate) const SWITCHES_OF_FORK: u64 = 1;
 /// Accept returned this socket to the current process. It may do so just before the last step of the handshake, and the
 /// hook may have missed that step.
 #[inline(always)]
-fn accepted(sk: u64) {
-    let (pid, comm) = current_process();
+fn accepted<M: Memory>(tcp: M) {
+    let Some(config) = config() else { return };
+    let owner = current_process_by_task(config);
+    let sk = tcp.address();
+    let on = is_on(bits(owner.pid, owner.cgroup, || read_netns(tcp), config));
     let id;
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map value; accept happens once per connection.
         let conn = unsafe { &mut *conn };
-        if conn.owner_pid == pid || conn.forker_pid == pid {
+        if conn.owner_pid == owner.pid || conn.forker_pid == owner.pid {
             // Seen already, see `accept_again_2`.
             return;
         }
-        conn.owner_comm = comm;
-        conn.owner_pid = pid;
         id = conn.id;
+        own(conn, &owner);
+        if !on {
+            return;
+        }
     } else {
         let mut tuple = Tuple::default();
-        let Some(config) = config() else { return };
-        let state = read::<u8>(sk, offsets().state) as u32;
-        if state == state::CLOSE
-            || read::<u16>(sk, offsets().protocol) != IPPROTO_TCP
-            || !read_tuple(sk, &mut tuple)
+        let state = tcp.u8(offsets().state) as u32;
+        if !on
+            || state == state::CLOSE
+            || tcp.u16(offsets().protocol) != IPPROTO_TCP
+            || !read_addresses(tcp, &mut tuple)
             || excluded(&tuple, config)
         {
             return;
@@ -193,8 +208,9 @@ fn accepted(sk: u64) {
         id = now();
         let conn = Conn {
             id,
-            owner_pid: pid,
-            owner_comm: comm,
+            owner_pid: owner.pid,
+            owner_comm: owner.comm,
+            owner_cgroup: owner.cgroup,
             direction: direction::INCOMING,
             ..EMPTY
         };
@@ -203,10 +219,16 @@ fn accepted(sk: u64) {
             && let Some(conn) = CONNS.get_ptr_mut(sk)
         {
             // SAFETY: a live map value; accept happens once per connection.
-            let conn = unsafe { &mut *conn };
-            conn.owner_comm = comm;
-            conn.owner_pid = pid;
+            own(unsafe { &mut *conn }, &owner);
         }
     }
     let _ = LAST_ACCEPT.insert(current_thread(), &Inherited { sk, id }, BPF_ANY as u64);
+}
+
+/// The process owns the connection; its id last, as what makes the rest valid.
+#[inline(always)]
+fn own(conn: &mut Conn, owner: &Process) {
+    conn.owner_comm = owner.comm;
+    conn.owner_cgroup = owner.cgroup;
+    conn.owner_pid = owner.pid;
 }

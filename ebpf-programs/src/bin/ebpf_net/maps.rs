@@ -5,8 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::net::{
-    Adopt, Conn, FlowKey, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey, UdpLast,
-    stat,
+    Adopt, Conn, FlowKey, Handled, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey,
+    UdpLast, stat,
 };
 
 /// Kernel member offsets; filled before load, constant for the verifier.
@@ -37,9 +37,9 @@ pub(crate) static LAST_ACCEPT: LruHashMap<u32, Inherited> = LruHashMap::with_max
 /// Connection each forked child was made for.
 #[map]
 pub(crate) static INHERITED: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
-/// What `tcp_state` did last on each CPU: socket and new state.
+/// What `tcp_state` did last on each CPU.
 #[map]
-pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static HANDLED: PerCpuArray<Handled> = PerCpuArray::with_max_entries(1, 0);
 /// 1 once a connection found `CONNS` full: from then on a close without an entry may be of a young connection.
 #[map]
 pub(crate) static CONNS_WERE_FULL: Array<u64> = Array::with_max_entries(1, 0);

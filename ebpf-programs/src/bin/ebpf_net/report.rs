@@ -34,12 +34,19 @@ pub(crate) const EMPTY_KEY: FlowKey = FlowKey {
 };
 
 #[inline(always)]
-pub(crate) fn end(key: &mut FlowKey, counters: &TcpCounters, comm: [u8; 16], established: u64, config: &NetConfig) {
+pub(crate) fn end(
+    key: &mut FlowKey,
+    counters: &TcpCounters,
+    comm: [u8; 16],
+    cgroup: u64,
+    established: u64,
+    config: &NetConfig,
+) {
     if key.direction == direction::UNKNOWN {
         key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
     }
     fold_ports(key, config.ephemeral_port);
-    aggregate(key, counters, comm, established, config);
+    aggregate(key, counters, comm, cgroup, established, config);
 }
 
 #[inline(always)]
@@ -56,6 +63,10 @@ pub(crate) fn skip_reason(tuple: &Tuple, old: u32, config: &NetConfig) -> Option
     let were_full = CONNS_WERE_FULL.get(0).is_some_and(|full| *full != 0);
     if now() < config.settled_ns && !were_full {
         return Some(stat::TCP_SKIP_PREDATES);
+    }
+    // Every connection that is on has an entry.
+    if config.policy_entries != 0 && !were_full {
+        return Some(stat::TCP_SKIP_POLICY);
     }
     None
 }
@@ -74,9 +85,8 @@ pub(crate) fn send_close(
     key: &FlowKey,
     counters: &TcpCounters,
     comm: &[u8; 16],
-    id: u64,
-    slot: u32,
-    adopted: u32,
+    cgroup: u64,
+    (id, slot, adopted): (u64, u32, u32),
     config: &NetConfig,
 ) {
     let flag = wake_flag(config);
@@ -98,13 +108,13 @@ pub(crate) fn send_close(
         (*event).counters = *counters;
         (*event).key = *key;
         (*event).comm = *comm;
-        (*event).cgroup = 0;
+        (*event).cgroup = cgroup;
     }
     entry.submit(flag);
 }
 
 #[inline(always)]
-fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established: u64, config: &NetConfig) {
+fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], cgroup: u64, established: u64, config: &NetConfig) {
     let map: &HashMap<FlowKey, TcpAgg> = if config.active == 0 { &TCP_AGG_0 } else { &TCP_AGG_1 };
     if let Some(agg) = map.get_ptr_mut(key) {
         add(agg, counters, established);
@@ -120,7 +130,7 @@ fn aggregate(key: &FlowKey, counters: &TcpCounters, comm: [u8; 16], established:
         established,
         first_ns: now(),
         comm,
-        cgroup: 0,
+        cgroup,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_ok() {
         return;

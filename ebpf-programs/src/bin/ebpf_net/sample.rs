@@ -5,7 +5,7 @@ use ebpf_common::net::{Conn, SAMPLES_PER_RUN, Sample, adopt, direction, sample};
 use ebpf_programs::net::state;
 
 use crate::{
-    kernel::{atomic_add, read, read_counters, read_tuple, sock_of_fd},
+    kernel::{Probed, atomic_add, current_pidns, read, read_counters, read_tuple, sock_of_fd},
     maps::{ADOPT, CONNS, SAMPLES, config, offsets},
     report::IPPROTO_TCP,
     tcp::{EMPTY, excluded, latest, now, subtract_base},
@@ -37,8 +37,13 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     let ask = unsafe { &mut *ask };
     ask.found = 0;
     ask.id = 0;
+    if ask.op == adopt::PID_NAMESPACE {
+        (ask.id, ask.state) = current_pidns();
+        ask.found = 1;
+        return 0;
+    }
     let sk = sock_of_fd(ask.fd);
-    if sk == 0 || !read_tuple(sk, &mut ask.tuple) {
+    if sk == 0 || !read_tuple(Probed(sk), &mut ask.tuple) {
         return 0;
     }
     let off = offsets();
@@ -65,6 +70,7 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         if conn.owner_pid == 0 {
             conn.owner_pid = ask.pid;
             conn.owner_comm = ask.comm;
+            conn.owner_cgroup = ask.cgroup;
         }
         ask.id = conn.id;
         return 0;
@@ -72,7 +78,7 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     if ask.op != adopt::SOCKET {
         return 0;
     }
-    let counters = read_counters(sk, Some(state), false);
+    let counters = read_counters(Probed(sk), Some(state), false);
     let now = now();
     let conn = Conn {
         id: now,
@@ -82,6 +88,7 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         base_retransmits: counters.retransmits,
         owner_pid: ask.pid,
         owner_comm: ask.comm,
+        owner_cgroup: ask.cgroup,
         direction: direction::UNKNOWN,
         adopted: 1,
         ..EMPTY
@@ -118,9 +125,9 @@ fn sample_one(one: &mut Sample) {
     }
     let off = offsets();
     let mut counters = if conn.closed_ns == 0 {
-        read_counters(one.sk, None, conn.direction == direction::OUTGOING)
+        read_counters(Probed(one.sk), None, conn.direction == direction::OUTGOING)
     } else {
-        latest(one.sk, conn)
+        latest(Probed(one.sk), conn)
     };
     subtract_base(&mut counters, conn);
     // The memory of a socket that is gone, or another one's by now: its end was missed.
@@ -131,7 +138,7 @@ fn sample_one(one: &mut Sample) {
     }
     one.counters = counters;
     if want_identity {
-        read_tuple(one.sk, &mut one.tuple);
+        read_tuple(Probed(one.sk), &mut one.tuple);
         if one.tuple.remote_port == 0 {
             one.tuple.remote_port = conn.remote_port;
         }

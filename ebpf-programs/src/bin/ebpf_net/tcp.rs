@@ -3,25 +3,26 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_ns,
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
 };
-use ebpf_common::net::{Conn, FlowKey, NetConfig, TcpCounters, Tuple, direction, stat};
+use ebpf_common::net::{Conn, FlowKey, Handled, NetConfig, TcpCounters, Tuple, direction, policy, stat};
 use ebpf_programs::net::{guess_direction, is_loopback, is_v4, state};
 
 use crate::{
     accept::SWITCHES_OF_FORK,
     kernel::{
-        atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current, read, read_counters,
-        read_tuple, voluntary_switches,
+        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current,
+        read_addresses, read_counters, read_netns, read_tuple, tcp_of, voluntary_switches,
     },
-    maps::{CONNS, CONNS_WERE_FULL, HANDLED, config, count, offsets},
-    report::{EMPTY_KEY, IPPROTO_TCP, end, send_close, skip_reason},
+    maps::{CONNS, CONNS_WERE_FULL, HANDLED, POLICY, config, count, offsets},
+    policy::{bits, is_on, tcp_skip},
+    report::{EMPTY_KEY, end, send_close, skip_reason},
 };
 
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
-#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     state_changed(&ctx, true);
     0
 }
@@ -29,14 +30,14 @@ pub(crate) fn tcp_state(ctx: RawTracePointContext) -> i32 {
 /// The same hook again, after `tcp_state`. Newer kernels skip a program that is already running on the CPU, so `tcp_state`
 /// misses a softirq's state change that interrupts it in a process. `tcp_state` leaves a mark of what it did last on the
 /// CPU; and every step below is idempotent: what `tcp_state` did has no effect here, what it missed is done here.
-#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-pub(crate) fn tcp_state_nested(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn tcp_state_nested(ctx: BtfTracePointContext) -> i32 {
     state_changed(&ctx, false);
     0
 }
 
 #[inline(always)]
-fn state_changed(ctx: &RawTracePointContext, first: bool) {
+fn state_changed(ctx: &BtfTracePointContext, first: bool) {
     let new: i32 = ctx.arg(2);
     let new = new as u32;
     // The others tell nothing that the next one does not.
@@ -47,68 +48,79 @@ fn state_changed(ctx: &RawTracePointContext, first: bool) {
         return;
     }
     let sk: u64 = ctx.arg(0);
-    // Kernel addresses keep their meaning without the top byte.
-    let this = sk << 8 | new as u64;
     let Some(handled) = HANDLED.get_ptr_mut(0) else { return };
-    // SAFETY: this CPU's slot of a live map. Whatever runs in between changes it to something else, never to `this`:
-    // this socket reaches this state once.
-    unsafe {
-        if !first && core::ptr::read_volatile(handled) == this {
-            return;
-        }
-        if first {
-            core::ptr::write_volatile(handled, 0);
-        }
+    if !take_mark(handled, sk, new, first) {
+        return;
     }
-    let Some(config) = config() else { return };
+    let (Some(tcp), Some(config)) = (tcp_of(sk), config()) else {
+        return;
+    };
     let old: i32 = ctx.arg(1);
     let old = old as u32;
     match new {
-        state::SYN_SENT => connecting(sk, config),
-        state::ESTABLISHED => established(sk, old, config),
-        state::CLOSE => closed(sk, old, first, config),
-        _ => closing(sk, old, config),
+        state::SYN_SENT => connecting(tcp, config),
+        state::ESTABLISHED => established(tcp, old, config),
+        state::CLOSE => closed(tcp, old, first, config),
+        _ => closing(tcp, old, config),
     }
     if first {
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(handled, this) };
+        // SAFETY: this CPU's slot of a live map. An interrupt between the two leaves a pair that no state change has, and
+        // the second program, which runs next for this socket, takes it away.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*handled).state, new as u64);
+            core::ptr::write_volatile(&raw mut (*handled).sk, sk);
+        }
+    }
+}
+
+/// Takes the CPU's mark away; false if it says that the first program did this already.
+#[inline(always)]
+fn take_mark(handled: *mut Handled, sk: u64, new: u32, first: bool) -> bool {
+    // SAFETY: this CPU's slot of a live map. Whatever runs in between leaves another socket's mark or none.
+    unsafe {
+        let done = !first
+            && core::ptr::read_volatile(&raw const (*handled).sk) == sk
+            && core::ptr::read_volatile(&raw const (*handled).state) == new as u64;
+        core::ptr::write_volatile(&raw mut (*handled).sk, 0);
+        !done
     }
 }
 
 /// `tcp_destroy_sock(struct sock *sk)`: the end of a socket that reached CLOSE in a process's hands.
-#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
-pub(crate) fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub(crate) fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
     destroyed(ctx.arg(0));
     0
 }
 
 /// The same hook again, for what interrupts `tcp_destroy`; see `tcp_state_nested`. The first one removed the entry.
-#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
-pub(crate) fn tcp_destroy_nested(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub(crate) fn tcp_destroy_nested(ctx: BtfTracePointContext) -> i32 {
     destroyed(ctx.arg(0));
     0
 }
 
 #[inline(always)]
 fn destroyed(sk: u64) {
-    let (Some(conn), Some(config)) = (CONNS.get_ptr_mut(sk), config()) else {
+    let Some(conn) = CONNS.get_ptr_mut(sk) else { return };
+    let (Some(tcp), Some(config)) = (tcp_of(sk), config()) else {
         return;
     };
     // SAFETY: a live map value; nothing else ends this entry now.
     let conn = unsafe { &mut *conn };
     if conn.closed_ns == 0 {
         // Preempted programs on this CPU kept both others from seeing it close.
-        conn.at_close = read_counters(sk, Some(state::LAST_ACK), conn.direction == direction::OUTGOING);
+        conn.at_close = read_counters(tcp, Some(state::LAST_ACK), conn.direction == direction::OUTGOING);
         if conn.at_close.read | conn.at_close.written != 0 {
             conn.established_ns = 1;
         }
     }
     if conn.owner_pid | conn.closer_pid == 0 {
         // Reset before anybody closed it, and this is the close.
-        note_closer(sk, config);
+        note_closer(tcp, config);
     }
-    let counters = latest(sk, conn);
-    finish(sk, conn, counters, config);
+    let counters = latest(tcp, conn);
+    finish(tcp, conn, counters, config);
 }
 
 pub(crate) const NO_COUNTERS: TcpCounters = TcpCounters {
@@ -159,30 +171,34 @@ pub(crate) fn excluded(tuple: &Tuple, config: &NetConfig) -> bool {
 
 /// CLOSE to SYN_SENT, in the connecting process.
 #[inline(always)]
-fn connecting(sk: u64, config: &NetConfig) {
+fn connecting(tcp: Typed, config: &NetConfig) {
     let mut tuple = Tuple::default();
-    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
+    if !read_addresses(tcp, &mut tuple) || excluded(&tuple, config) {
         return;
     }
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+    if let Some(conn) = CONNS.get_ptr_mut(tcp.address()) {
         // SAFETY: a live map value.
         let conn = unsafe { &mut *conn };
         if conn.closed_ns != 0 {
             // Disconnected and connected again: the socket outlived its connection.
             let counters = conn.at_close;
-            finish(sk, conn, counters, config);
+            finish(tcp, conn, counters, config);
         } else if conn.established_ns == 0 {
             // Seen already, see `tcp_state_nested`.
             return;
         }
     }
-    let (owner_pid, owner_comm) = current_process();
+    let owner = current_process(config);
+    if !is_on(bits(owner.pid, owner.cgroup, || read_netns(tcp), config)) {
+        return;
+    }
     insert(
-        sk,
+        tcp.address(),
         &Conn {
             id: now(),
-            owner_pid,
-            owner_comm,
+            owner_pid: owner.pid,
+            owner_comm: owner.comm,
+            owner_cgroup: owner.cgroup,
             direction: direction::OUTGOING,
             ..EMPTY
         },
@@ -191,33 +207,36 @@ fn connecting(sk: u64, config: &NetConfig) {
 
 /// The handshake completed, in softirq.
 #[inline(always)]
-fn established(sk: u64, old: u32, config: &NetConfig) {
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+fn established(tcp: Typed, old: u32, config: &NetConfig) {
+    if let Some(conn) = CONNS.get_ptr_mut(tcp.address()) {
         // SAFETY: a live map value; this state change happens once per connection.
         let conn = unsafe { &mut *conn };
         if conn.established_ns == 0 {
             conn.established_ns = now();
         }
-    } else if old == state::SYN_RECV || old == state::SYN_SENT {
-        // From a listener, or connecting since before the programs were attached.
-        opened(
-            sk,
-            if old == state::SYN_RECV {
-                direction::INCOMING
-            } else {
-                direction::OUTGOING
-            },
-            config,
-        );
+    } else if old == state::SYN_RECV {
+        // From a listener.
+        opened(tcp, direction::INCOMING, config);
+    } else if old == state::SYN_SENT && config.policy_entries == 0 {
+        // Connecting since before the programs were attached. Where something may be switched off, it was.
+        opened(tcp, direction::OUTGOING, config);
     }
 }
 
-/// A connection that is open from now on and was not known before.
+/// A connection that is open from now on and was not known before. Whose it is shows later.
 #[inline(always)]
-fn opened(sk: u64, direction: u8, config: &NetConfig) {
+fn opened(tcp: Typed, direction: u8, config: &NetConfig) {
     let mut tuple = Tuple::default();
-    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut tuple) || excluded(&tuple, config) {
+    if !read_tuple(tcp, &mut tuple) || excluded(&tuple, config) {
         return;
+    }
+    if config.policy_entries != 0
+        && let Some(bits) = POLICY.get_ptr(policy::of_netns(tuple.netns))
+    {
+        // SAFETY: a live map value.
+        if !is_on(unsafe { *bits }) {
+            return;
+        }
     }
     let direction = if direction == direction::UNKNOWN {
         guess_direction(tuple.local_port, tuple.remote_port)
@@ -231,11 +250,11 @@ fn opened(sk: u64, direction: u8, config: &NetConfig) {
         direction,
         ..EMPTY
     };
-    if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
+    if CONNS.insert(tcp.address(), &conn, BPF_NOEXIST as u64).is_ok() {
         return;
     }
     // Accepted meanwhile, or the map is full.
-    match CONNS.get_ptr_mut(sk) {
+    match CONNS.get_ptr_mut(tcp.address()) {
         // SAFETY: a live map value.
         Some(conn) => unsafe { (*conn).established_ns = now },
         None => untracked(),
@@ -261,51 +280,57 @@ fn untracked() {
 
 /// The local end starts to close (`close`, `shutdown`, exit), in the process that does it.
 #[inline(always)]
-fn closing(sk: u64, old: u32, config: &NetConfig) {
-    match CONNS.get_ptr(sk) {
+fn closing(tcp: Typed, old: u32, config: &NetConfig) {
+    match CONNS.get_ptr(tcp.address()) {
         // SAFETY: a live map value.
         Some(conn) if unsafe { (*conn).closer_pid } != 0 => return,
         Some(_) => {}
         // Fast open: served and closed before the handshake completed.
-        None if old == state::SYN_RECV => opened(sk, direction::INCOMING, config),
-        // What is older than the agent was adopted or had started to close before: this one's opening was missed.
-        None if config.adopts != 0 => opened(sk, direction::UNKNOWN, config),
+        None if old == state::SYN_RECV => opened(tcp, direction::INCOMING, config),
+        // What is older than the agent was adopted or had started to close before: this one's opening was missed, if it
+        // was not left out.
+        None if config.adopts != 0 && config.policy_entries == 0 => opened(tcp, direction::UNKNOWN, config),
         None => return,
     }
-    note_closer(sk, config);
+    note_closer(tcp, config);
 }
 
 #[inline(always)]
-fn note_closer(sk: u64, config: &NetConfig) {
-    if !owned_by_current(sk) {
+fn note_closer(tcp: Typed, config: &NetConfig) {
+    if !owned_by_current(tcp) {
         return;
     }
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+    if let Some(conn) = CONNS.get_ptr_mut(tcp.address()) {
         // SAFETY: a live map value, and the socket lock is held.
         let conn = unsafe { &mut *conn };
-        let (pid, comm) = current_process();
-        // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
-        // anything since the fork.
-        let waits = voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw);
-        if (conn.forker_pid == pid && waits <= SWITCHES_OF_FORK) || (pid == config.agent_pid && conn.owner_pid != 0) {
+        let closer = current_process(config);
+        if closer.pid == config.agent_pid && conn.owner_pid != 0 {
             return;
         }
-        conn.closer_comm = comm;
-        conn.closer_pid = pid;
+        // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
+        // anything since the fork.
+        if conn.forker_pid == closer.pid
+            && voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw) <= SWITCHES_OF_FORK
+        {
+            return;
+        }
+        conn.closer_comm = closer.comm;
+        conn.closer_cgroup = closer.cgroup;
+        conn.closer_pid = closer.pid;
     }
 }
 
 /// The connection is over. So is the entry, unless a process may still read what is queued or has yet to accept it: then
 /// `tcp_destroy` ends it.
 #[inline(always)]
-fn closed(sk: u64, old: u32, first: bool, config: &NetConfig) {
+fn closed(tcp: Typed, old: u32, first: bool, config: &NetConfig) {
     if old == state::CLOSE || old == state::LISTEN || old == state::NEW_SYN_RECV {
         return;
     }
-    let Some(conn) = CONNS.get_ptr_mut(sk) else {
+    let Some(conn) = CONNS.get_ptr_mut(tcp.address()) else {
         // Without an entry, the second program cannot tell whether the first one removed it.
         if first {
-            closed_untracked(sk, old, config);
+            closed_untracked(tcp, old, config);
         }
         return;
     };
@@ -317,26 +342,26 @@ fn closed(sk: u64, old: u32, first: bool, config: &NetConfig) {
     if conn.established_ns == 0 && old != state::SYN_SENT && old != state::SYN_RECV {
         conn.established_ns = now();
     }
-    let counters = read_counters(sk, Some(old), conn.direction == direction::OUTGOING);
-    if is_orphan(sk) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(sk)) {
+    let counters = read_counters(tcp, Some(old), conn.direction == direction::OUTGOING);
+    if is_orphan(tcp) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(tcp)) {
         if conn.established_ns != 0 {
-            note_closer(sk, config);
+            note_closer(tcp, config);
         }
-        finish(sk, conn, counters, config);
+        finish(tcp, conn, counters, config);
         return;
     }
     // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
-    note_closer(sk, config);
+    note_closer(tcp, config);
     conn.at_close = counters;
-    conn.remote_port = u16::from_be(read(sk, offsets().dport));
+    conn.remote_port = u16::from_be(tcp.u16(offsets().dport));
     conn.closed_ns = now();
 }
 
 /// Counters of a closed connection now: only what the process reads still grows. A disconnect resets the socket's own.
 #[inline(always)]
-pub(crate) fn latest(sk: u64, conn: &Conn) -> TcpCounters {
+pub(crate) fn latest<M: Memory>(tcp: M, conn: &Conn) -> TcpCounters {
     let mut counters = conn.at_close;
-    let read = read_counters(sk, Some(state::CLOSE), false).read;
+    let read = read_counters(tcp, Some(state::CLOSE), false).read;
     if read > counters.read {
         counters.read = read;
     }
@@ -345,7 +370,7 @@ pub(crate) fn latest(sk: u64, conn: &Conn) -> TcpCounters {
 
 /// Counts a connection in and removes its entry.
 #[inline(always)]
-fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
+fn finish(tcp: Typed, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
     // Pairs with `sample_one`: whoever comes second sees the other's mark.
     // SAFETY: aligned field of a live map value.
     unsafe { atomic_add(&raw mut conn.closing, 1) };
@@ -354,26 +379,28 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
     count(stat::TCP_ENTERED, 1);
     if conn.established_ns == 0 {
         count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
-        let _ = CONNS.remove(sk);
+        let _ = CONNS.remove(tcp.address());
         return;
     }
     let mut key = FlowKey {
         direction: conn.direction,
         ..EMPTY_KEY
     };
-    let comm = if conn.closer_pid != 0 {
+    let comm;
+    let cgroup;
+    if conn.closer_pid != 0 {
         key.pid = conn.closer_pid;
-        conn.closer_comm
+        (comm, cgroup) = (conn.closer_comm, conn.closer_cgroup);
     } else {
         key.pid = conn.owner_pid;
-        conn.owner_comm
-    };
+        (comm, cgroup) = (conn.owner_comm, conn.owner_cgroup);
+    }
     let (id, adopted) = (conn.id, (conn.adopted & 1) as u32);
     let remote_port = conn.remote_port;
     let mut counters = counters;
     subtract_base(&mut counters, conn);
-    let _ = CONNS.remove(sk);
-    read_tuple(sk, &mut key.tuple);
+    let _ = CONNS.remove(tcp.address());
+    read_tuple(tcp, &mut key.tuple);
     if key.tuple.remote_port == 0 {
         key.tuple.remote_port = remote_port;
     }
@@ -382,18 +409,23 @@ fn finish(sk: u64, conn: &mut Conn, counters: TcpCounters, config: &NetConfig) {
         count(stat::TCP_SKIP_NOT_ESTABLISHED, 1);
         return;
     }
+    let bits = bits(key.pid, cgroup, || key.tuple.netns, config);
+    if !is_on(bits) {
+        count(tcp_skip(bits), 1);
+        return;
+    }
     if slot != 0 {
-        send_close(&key, &counters, &comm, id, slot, adopted, config);
+        send_close(&key, &counters, &comm, cgroup, (id, slot, adopted), config);
     } else {
-        end(&mut key, &counters, comm, 1 - adopted as u64, config);
+        end(&mut key, &counters, comm, cgroup, 1 - adopted as u64, config);
     }
 }
 
 /// A close without an entry because the connection map was full: still counted whole, from the socket itself.
 #[inline(always)]
-fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
+fn closed_untracked(tcp: Typed, old: u32, config: &NetConfig) {
     let mut key = EMPTY_KEY;
-    if read::<u16>(sk, offsets().protocol) != IPPROTO_TCP || !read_tuple(sk, &mut key.tuple) {
+    if !read_tuple(tcp, &mut key.tuple) {
         return;
     }
     count(stat::TCP_ENTERED, 1);
@@ -401,13 +433,19 @@ fn closed_untracked(sk: u64, old: u32, config: &NetConfig) {
         count(reason, 1);
         return;
     }
-    let mut comm = [0; 16];
-    if owned_by_current(sk) {
-        (key.pid, comm) = current_process();
+    let mut owner = Process::NONE;
+    if owned_by_current(tcp) {
+        owner = current_process(config);
     }
+    let bits = bits(owner.pid, owner.cgroup, || key.tuple.netns, config);
+    if !is_on(bits) {
+        count(tcp_skip(bits), 1);
+        return;
+    }
+    key.pid = owner.pid;
     key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
-    let counters = read_counters(sk, Some(old), key.direction == direction::OUTGOING);
-    end(&mut key, &counters, comm, 1, config);
+    let counters = read_counters(tcp, Some(old), key.direction == direction::OUTGOING);
+    end(&mut key, &counters, owner.comm, owner.cgroup, 1, config);
 }
 
 #[inline(always)]

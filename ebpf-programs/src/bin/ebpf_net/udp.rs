@@ -18,8 +18,9 @@ use ebpf_common::net::{
 use ebpf_programs::net::{is_loopback, is_v4};
 
 use crate::{
-    kernel::{atomic_add, current_process_by_task, mapped, read, read_netns},
+    kernel::{Probed, Process, atomic_add, current_process_by_task, mapped, read, read_netns},
     maps::{EVENTS, SOCK_OWNERS, UDP_AGG_0, UDP_AGG_1, UDP_LAST, config, count, offsets},
+    policy::{bits, is_on, udp_skip},
 };
 
 const ALLOW: i32 = 1;
@@ -89,10 +90,17 @@ pub(crate) fn udp_overflow(_ctx: RawTracePointContext) -> i32 {
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     // SAFETY: the context is valid for this run; checked fields of `struct bpf_sock`.
     if unsafe { (*ctx.sock).protocol } == IPPROTO_UDP as u32 {
-        let (pid, comm) = current_process_by_task();
+        let Some(config) = config() else { return ALLOW };
+        let Process { pid, comm, cgroup } = current_process_by_task(config);
+        let owner = SockOwner {
+            pid,
+            _pad: 0,
+            comm,
+            cgroup,
+        };
         // SAFETY: the context is this program type's `struct bpf_sock`.
         let cookie = unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) };
-        let _ = SOCK_OWNERS.insert(cookie, SockOwner { pid, _pad: 0, comm, cgroup: 0 }, BPF_ANY as u64);
+        let _ = SOCK_OWNERS.insert(cookie, owner, BPF_ANY as u64);
     }
     ALLOW
 }
@@ -223,17 +231,24 @@ fn sent(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig)
     if let Some(agg) = map.get_ptr_mut(key) {
         // SAFETY: a live map value.
         if unsafe { (*agg).pid } == 0 {
-            let (pid, comm) = current_process_by_task();
+            let Process { pid, comm, cgroup } = current_process_by_task(config);
             // SAFETY: as above; two senders at once leave one of their names.
             unsafe {
                 (*agg).comm = comm;
+                (*agg).cgroup = cgroup;
                 (*agg).pid = pid;
             }
         }
         add_sent(agg, payload);
         return;
     }
-    let (pid, comm) = current_process_by_task();
+    let Process { pid, comm, cgroup } = current_process_by_task(config);
+    let netns = netns(ctx);
+    let bits = bits(pid, cgroup, || netns, config);
+    if !is_on(bits) {
+        count(udp_skip(bits), payload.segments);
+        return;
+    }
     let agg = UdpAgg {
         read: 0,
         datagrams_read: 0,
@@ -241,11 +256,11 @@ fn sent(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig)
         datagrams_written: payload.segments,
         first_ns: now(),
         pid,
-        netns: netns(ctx),
+        netns,
         comm,
         direction: direction::OUTGOING,
         _pad: [0; 7],
-        cgroup: 0,
+        cgroup,
     };
     if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
         // Another CPU made the entry meanwhile, or the map is full.
@@ -272,6 +287,19 @@ fn delivered(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetCo
         add_delivered(agg, payload);
         return;
     }
+    let netns = netns(ctx);
+    if config.policy_entries != 0 || config.pidns != 0 {
+        let (pid, cgroup) = match SOCK_OWNERS.get_ptr(key.cookie) {
+            // SAFETY: a live map value.
+            Some(owner) => unsafe { ((*owner).pid, (*owner).cgroup) },
+            None => (0, 0),
+        };
+        let bits = bits(pid, cgroup, || netns, config);
+        if !is_on(bits) {
+            count(udp_skip(bits), payload.segments);
+            return;
+        }
+    }
     let agg = UdpAgg {
         read: payload.bytes,
         datagrams_read: payload.segments,
@@ -279,7 +307,7 @@ fn delivered(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetCo
         datagrams_written: 0,
         first_ns: now(),
         pid: 0,
-        netns: netns(ctx),
+        netns,
         comm: [0; 16],
         direction: direction::INCOMING,
         _pad: [0; 7],
@@ -344,5 +372,5 @@ fn sock_address(ctx: &SkBuffContext) -> u64 {
 
 #[inline(always)]
 fn netns(ctx: &SkBuffContext) -> u32 {
-    read_netns(sock_address(ctx))
+    read_netns(Probed(sock_address(ctx)))
 }

@@ -112,7 +112,10 @@ impl NetCapture {
             agent_pid: std::process::id(),
             adopts: 0,
             policy: policy::NETFLOW,
-            own_pidns_only: 0,
+            policy_unowned: policy::NETFLOW,
+            policy_entries: 0,
+            pidns_level: 0,
+            pidns: 0,
         };
         let mut object = net::load(&config.load, kernel, &mut capabilities)?;
         let proc = Proc::new(&config.proc);
