@@ -24,7 +24,7 @@ setup-build:
 	@scripts/setup.sh build
 
 build: setup-build ## Build the programs for this machine, optimised, into target/release/
-	$(ENV) cargo build --release --bins -p ec-node-agent -p ec-aggregator
+	$(ENV) cargo build --release --bins -p ec-node-agent -p ec-aggregator -p ec-operator
 
 demo: setup-build ## Watch this machine's traffic for 20 s, delivered to a DataWay stub (needs root or sudo)
 	@$(ENV) cargo xtask demo $(ARGS)

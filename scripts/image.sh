@@ -22,7 +22,7 @@ own='' bundle=''
 
 main() {
     cd "$ROOT"
-    [[ -x dist/node-agent && -x dist/aggregator && -f dist/ca-certificates.crt ]] ||
+    [[ -x dist/node-agent && -x dist/aggregator && -x dist/operator && -f dist/ca-certificates.crt ]] ||
         fail "dist/ is not complete" "build it: cargo xtask dist"
     trap clean_up EXIT
     find_engine
@@ -34,7 +34,7 @@ main() {
 
     say "image: every program starts, as the image's own user, with nothing writable"
     local program version
-    for program in node-agent aggregator; do
+    for program in node-agent aggregator operator; do
         version=$(run_image "$IMAGE" "$program" --version)
         [[ $version == *[0-9].[0-9]* ]] || fail "$program --version printed: $version"
         note "$version"

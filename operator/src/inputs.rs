@@ -7,13 +7,14 @@ use std::net::IpAddr;
 
 use api::{
     OptionSpec, Raw,
-    collector::{EbpfCollector, OptionValue, QueueStorage, SecretKeyRef, quantity},
+    collector::{EbpfCollector, OptionValue, OutputsSpec, QueueStorage, SecretKeyRef, quantity},
 };
-use serde_json::json;
+use k8s_openapi::api::core::v1::EnvVar;
+use serde_json::{Value, json};
 
 use crate::{
     certificates::Material,
-    desired::{AgentInputs, AggregatorInputs, Inputs, QueueVolume, TokenSecret},
+    desired::{AgentInputs, AggregatorInputs, Inputs, PodInputs, QueueVolume, TokenSecret},
 };
 
 /// What the operator's own pod is given.
@@ -23,6 +24,12 @@ pub struct Settings {
     pub namespace: String,
     /// Image of agents and aggregator.
     pub image: String,
+    /// When it is pulled, unless the object says otherwise; the cluster's default if absent.
+    pub image_pull_policy: Option<String>,
+    /// Secrets to pull it with, unless the object says otherwise.
+    pub image_pull_secrets: Vec<String>,
+    /// SELinux type of the agents, unless the object says otherwise.
+    pub selinux_type: Option<String>,
 }
 
 /// What the cluster holds.
@@ -77,7 +84,7 @@ pub fn inputs(object: &EbpfCollector, settings: &Settings, observed: Observed) -
             key: token_key(reference).to_owned(),
             hash,
         });
-    let storage = aggregator.queue.and_then(|queue| queue.storage);
+    let storage = aggregator.queue.clone().and_then(|queue| queue.storage);
     let at_start = spec
         .agent_options()
         .into_iter()
@@ -90,25 +97,57 @@ pub fn inputs(object: &EbpfCollector, settings: &Settings, observed: Observed) -
         name,
         uid,
         namespace: settings.namespace.clone(),
-        image: settings.image.clone(),
-        image_pull_policy: agent.image_pull_policy,
-        selinux_type: agent.selinux_type,
         aggregator_address: observed.aggregator_address,
         material: observed.material,
         agent: AgentInputs {
-            resources: agent.resources.map(|resources| json!(resources.to_requirements())),
+            pod: PodInputs {
+                image: agent.image.unwrap_or_else(|| settings.image.clone()),
+                image_pull_policy: agent.image_pull_policy.or_else(|| settings.image_pull_policy.clone()),
+                image_pull_secrets: agent
+                    .image_pull_secrets
+                    .unwrap_or_else(|| settings.image_pull_secrets.clone()),
+                resources: agent.resources.map(|resources| json!(resources.to_requirements())),
+                node_selector: agent.node_selector.unwrap_or_default(),
+                tolerations: agent.tolerations.map(|tolerations| json!(tolerations)),
+                affinity: agent.affinity.map(|affinity| json!(affinity)),
+                priority_class: agent.priority_class_name,
+                labels: agent.labels.unwrap_or_default(),
+                annotations: agent.annotations.unwrap_or_default(),
+                env: variables(agent.env),
+            },
+            selinux_type: agent.selinux_type.or_else(|| settings.selinux_type.clone()),
+            max_unavailable: agent.max_unavailable.map(|number| json!(number)),
+            host_root: agent.host_root,
+            host_proc: agent.host_proc,
             arguments: at_start.flat_map(flags).collect(),
-            extra_capabilities: Vec::new(),
-            node_selector: agent.node_selector.unwrap_or_default(),
-            tolerations: agent.tolerations.map(|tolerations| json!(tolerations)),
         },
         aggregator: AggregatorInputs {
-            resources: aggregator.resources.map(|resources| json!(resources.to_requirements())),
+            pod: PodInputs {
+                image: aggregator.image.unwrap_or_else(|| settings.image.clone()),
+                image_pull_policy: aggregator
+                    .image_pull_policy
+                    .or_else(|| settings.image_pull_policy.clone()),
+                image_pull_secrets: aggregator
+                    .image_pull_secrets
+                    .unwrap_or_else(|| settings.image_pull_secrets.clone()),
+                resources: aggregator.resources.map(|resources| json!(resources.to_requirements())),
+                node_selector: aggregator.node_selector.unwrap_or_default(),
+                tolerations: aggregator.tolerations.map(|tolerations| json!(tolerations)),
+                affinity: aggregator.affinity.map(|affinity| json!(affinity)),
+                priority_class: aggregator.priority_class_name,
+                labels: aggregator.labels.unwrap_or_default(),
+                annotations: aggregator.annotations.unwrap_or_default(),
+                env: variables(aggregator.env),
+            },
             arguments: for_aggregator.flat_map(flags).collect(),
             token,
-            volume: storage.and_then(volume),
+            volume: storage.and_then(volume).unwrap_or_default(),
         },
     })
+}
+
+fn variables(env: Option<Vec<EnvVar>>) -> Vec<Value> {
+    env.into_iter().flatten().map(|variable| json!(variable)).collect()
 }
 
 /// The Secret with the DataWay token that the object names.
@@ -126,42 +165,29 @@ pub fn token_key(reference: &SecretKeyRef) -> &str {
 /// Fields that are given and that this build does not carry into the pods: people must be told.
 #[must_use]
 pub fn without_effect(object: &EbpfCollector) -> Vec<String> {
-    let spec = json!(object.spec);
-    let both = [
-        "image",
-        "imagePullSecrets",
-        "priorityClassName",
-        "labels",
-        "annotations",
-        "env",
-    ];
-    let of_agent = ["hostRoot", "hostProc"];
-    let of_aggregator = ["replicas", "imagePullPolicy", "nodeSelector", "tolerations"];
-    let paths = both
-        .iter()
-        .flat_map(|field| [("agent", *field), ("aggregator", *field)])
-        .chain(of_agent.map(|field| ("agent", field)))
-        .chain(of_aggregator.map(|field| ("aggregator", field)));
-    let pointed = |(part, field): (&str, &str)| {
-        let given = spec.get(part)?.get(field)?;
-        let is_default =
-            (field == "replicas" && *given == json!(1)) || (field == "hostRoot" && *given == json!("/host"));
-        (!is_default).then(|| format!("spec.{part}.{field}"))
-    };
-    let mut fields: Vec<String> = paths.filter_map(pointed).collect();
-    let outputs = spec.get("outputs").and_then(|outputs| outputs.as_object());
-    let not_built = outputs.into_iter().flat_map(|outputs| outputs.keys());
-    let not_built = not_built.filter(|name| !api::collector::BUILT_OUTPUTS.contains(&name.as_str()));
-    fields.extend(not_built.map(|name| format!("spec.outputs.{name}")));
-    fields.sort();
-    fields
+    let spec = &object.spec;
+    let replicas = spec.aggregator.as_ref().and_then(|aggregator| aggregator.replicas);
+    let more = replicas
+        .is_some_and(|replicas| replicas != 1)
+        .then(|| "spec.aggregator.replicas".to_owned());
+    let outputs = spec.outputs.iter().flat_map(OutputsSpec::not_built);
+    more.into_iter()
+        .chain(outputs.map(|name| format!("spec.outputs.{name}")))
+        .collect()
 }
 
 fn volume(storage: QueueStorage) -> Option<QueueVolume> {
-    let claim = storage.volume_claim?;
-    Some(QueueVolume {
-        size: quantity(&claim.size?).0,
-        storage_class: claim.storage_class_name,
+    if let Some(claim) = storage.volume_claim {
+        return Some(QueueVolume::Claim {
+            size: quantity(&claim.size?).0,
+            storage_class: claim.storage_class_name,
+            access_modes: claim
+                .access_modes
+                .unwrap_or_else(|| vec!["ReadWriteOnce".to_owned()]),
+        });
+    }
+    Some(QueueVolume::Directory {
+        size_limit: storage.empty_dir?.size_limit.as_ref().map(|size| quantity(size).0),
     })
 }
 
@@ -206,6 +232,9 @@ mod tests {
         let settings = Settings {
             namespace: "observe".to_owned(),
             image: "collector:1".to_owned(),
+            image_pull_policy: Some("IfNotPresent".to_owned()),
+            image_pull_secrets: vec!["registry".to_owned()],
+            selinux_type: Some("spc_t".to_owned()),
         };
         let names = names::server_names("cluster", "observe");
         let now = Timestamp::from_second(1_800_000_000).unwrap();
@@ -240,9 +269,16 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(inputs.agent.arguments, ["--flow-map-entries=2048", "--log-format=text"]);
-        assert_eq!(inputs.agent.resources.unwrap()["limits"]["cpu"], "1");
+        assert_eq!(inputs.agent.pod.resources.unwrap()["limits"]["cpu"], "1");
         assert_eq!(inputs.aggregator.arguments, ["--queue-max-size=1GiB"]);
-        assert_eq!(inputs.aggregator.volume.unwrap().size, "10Gi");
+        assert_eq!(
+            inputs.aggregator.volume,
+            QueueVolume::Claim {
+                size: "10Gi".to_owned(),
+                storage_class: None,
+                access_modes: vec!["ReadWriteOnce".to_owned()],
+            }
+        );
     }
 
     #[test]
@@ -256,9 +292,32 @@ mod tests {
     fn what_has_no_effect_is_listed() {
         let object = object(json!({
             "agent": { "image": "x", "hostRoot": "/host" }, "aggregator": { "replicas": 2 },
-            "outputs": { "stdout": "json", "loki": { "url": "http://loki:3100" } },
+            "outputs": { "stdout": "json", "loki": { "url": "http://loki:3100" }, "prometheus": { "enable": false } },
         }));
-        let expected = ["spec.agent.image", "spec.aggregator.replicas", "spec.outputs.loki"];
-        assert_eq!(without_effect(&object), expected);
+        assert_eq!(
+            without_effect(&object),
+            ["spec.aggregator.replicas", "spec.outputs.loki"]
+        );
+        assert!(without_effect(&self::object(json!({ "aggregator": { "replicas": 1 } }))).is_empty());
+    }
+
+    #[test]
+    fn what_the_object_leaves_open_is_as_the_operator_was_installed() {
+        let inputs = map(json!({
+            "agent": { "image": "mirror/collector:2", "imagePullSecrets": [], "selinuxType": "own_t" },
+            "aggregator": { "imagePullPolicy": "Always" },
+        }))
+        .unwrap();
+        let (agent, aggregator) = (&inputs.agent.pod, &inputs.aggregator.pod);
+        assert_eq!(
+            (agent.image.as_str(), aggregator.image.as_str()),
+            ("mirror/collector:2", "collector:1")
+        );
+        assert_eq!(agent.image_pull_policy.as_deref(), Some("IfNotPresent"));
+        assert_eq!(aggregator.image_pull_policy.as_deref(), Some("Always"));
+        assert!(agent.image_pull_secrets.is_empty());
+        assert_eq!(aggregator.image_pull_secrets, ["registry"]);
+        assert_eq!(inputs.agent.selinux_type.as_deref(), Some("own_t"));
+        assert_eq!(map(json!({})).unwrap().agent.selinux_type.as_deref(), Some("spc_t"));
     }
 }

@@ -4,7 +4,12 @@
 //! that loses the Lease ends, so that no two ever write. SIGTERM and SIGINT end the loop after the reconciliation that
 //! runs, and give the Lease back.
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -32,20 +37,33 @@ struct Args {
     /// Image of the agents and the aggregator.
     #[arg(long, env = "EBPF_COLLECTOR_IMAGE", value_name = "IMAGE")]
     image: String,
+    /// When the image is pulled, unless the object says otherwise; the cluster's default if not given.
+    #[arg(long, env = "EBPF_COLLECTOR_IMAGE_PULL_POLICY", value_name = "POLICY",
+          value_parser = ["Always", "IfNotPresent", "Never"])]
+    image_pull_policy: Option<String>,
+    /// Names of Secrets to pull the image with, unless the object says otherwise.
+    #[arg(
+        long,
+        env = "EBPF_COLLECTOR_IMAGE_PULL_SECRETS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    image_pull_secrets: Vec<String>,
+    /// SELinux type of the agents, unless the object says otherwise.
+    #[arg(long, env = "EBPF_COLLECTOR_SELINUX_TYPE", value_name = "TYPE")]
+    selinux_type: Option<String>,
+    /// Bring the definition of EbpfCollector in the cluster to this version's at start.
+    #[arg(long, env = "EBPF_OPERATOR_APPLY_DEFINITION")]
+    apply_definition: bool,
     /// Namespace of everything that the operator makes: its own.
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
     namespace: String,
     /// Name among several operators, of which one works at a time; unique.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod_name: String,
-    /// Address of /metrics, /healthz and /readyz.
-    #[arg(
-        long,
-        env = "EBPF_OPERATOR_ADMIN_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "0.0.0.0:6062"
-    )]
-    admin_listen: SocketAddr,
+    /// Address of /metrics, /healthz and /readyz; otherwise port 6062 of every address.
+    #[arg(long, env = "EBPF_OPERATOR_ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
     /// off, error, warn, info, debug, trace, or a filter such as info,operator=debug.
     #[arg(long, env = "EBPF_OPERATOR_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -100,7 +118,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let telemetry = Telemetry::new("operator", env!("CARGO_PKG_VERSION"));
     let health = telemetry.health.component("leadership");
-    admin::serve(args.admin_listen, telemetry, None, stop.clone()).await?;
+    listen(args.admin_listen, telemetry, &stop).await?;
     let _stop_admin = stop.drop_guard();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let client = Client::try_default()
@@ -110,6 +128,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = Settings {
         namespace: args.namespace,
         image: args.image,
+        image_pull_policy: args.image_pull_policy,
+        image_pull_secrets: args.image_pull_secrets,
+        selinux_type: args.selinux_type,
     };
     let ended = CancellationToken::new();
     let mut worker = None;
@@ -162,6 +183,26 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tracing::warn!(%error, "the Lease is not given back and runs out by itself");
     }
     outcome
+}
+
+/// Serves the admin routes at `address`, otherwise at every address of either family that this machine has.
+async fn listen(
+    address: Option<SocketAddr>,
+    telemetry: Telemetry,
+    stop: &CancellationToken,
+) -> Result<SocketAddr, admin::AdminError> {
+    if let Some(address) = address {
+        return admin::serve(address, telemetry, None, stop.clone()).await;
+    }
+    let port = admin::DEFAULT_LISTEN.port();
+    let (both, old) = (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
+    match admin::serve((both, port).into(), telemetry.clone(), None, stop.clone()).await {
+        // A port in use is no better with the other family.
+        Err(error) if error.source.kind() != io::ErrorKind::AddrInUse => {
+            admin::serve((old, port).into(), telemetry, None, stop.clone()).await
+        }
+        served => served,
+    }
 }
 
 #[cfg(test)]

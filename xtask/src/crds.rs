@@ -1,4 +1,4 @@
-//! Writes `crds/ebpfcollectors.yaml` from the object's types.
+//! Writes the definition of the object, made from its types, into `crds/` and into the chart.
 
 use std::{fs, process::ExitCode};
 
@@ -8,8 +8,8 @@ use kube::CustomResourceExt as _;
 
 use crate::project;
 
-/// The place of the definition, from the repository's root.
-const FILES: &[&str] = &["crds/ebpfcollectors.yaml"];
+/// The places of the definition, from the repository's root: Helm installs what is in the chart's own folder.
+const FILES: &[&str] = &["crds/ebpfcollectors.yaml", "charts/ebpf-collector/crds/ebpfcollectors.yaml"];
 const HEAD: &str = "# Made by `cargo xtask crds` from crates/api/src/collector: change it there.\n";
 
 /// Arguments of `cargo xtask crds`.

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use crate::project;
 
 /// What we ship: packages, and the binaries they have.
-const PACKAGES: &[&str] = &["ec-node-agent", "ec-aggregator"];
-const BINARIES: &[&str] = &["node-agent", "aggregator"];
+const PACKAGES: &[&str] = &["ec-node-agent", "ec-aggregator", "ec-operator"];
+const BINARIES: &[&str] = &["node-agent", "aggregator", "operator"];
 
 /// What tests use.
 const TEST_PACKAGES: &[&str] = &["ec-testkit"];

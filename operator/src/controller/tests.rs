@@ -26,6 +26,9 @@ impl Cluster {
         let settings = Settings {
             namespace: "observe".to_owned(),
             image: "collector:1".to_owned(),
+            image_pull_policy: None,
+            image_pull_secrets: Vec::new(),
+            selinux_type: None,
         };
         Self {
             context: Context::new(server.client(), settings),

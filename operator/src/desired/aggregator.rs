@@ -1,8 +1,13 @@
 //! The aggregator: one pod with the disk queue, the Service that agents reach it by, and what guards them.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use serde_json::{Value, json};
 
-use super::{Inputs, TLS_DIRECTORY, log_format, metadata, probe, put, security_context, tls_arguments};
+use super::{
+    Inputs, QueueVolume, TLS_DIRECTORY, customize, log_format, metadata, pod_metadata, probe, put, security_context,
+    tls_arguments,
+};
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT, SECRET_HASH};
 
 const QUEUE_DIRECTORY: &str = "/var/lib/ebpf-collector/queue";
@@ -51,12 +56,17 @@ pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
         },
     });
     let mut objects = vec![service, budget, policy];
-    if let Some(volume) = &inputs.aggregator.volume {
+    if let QueueVolume::Claim {
+        size,
+        storage_class,
+        access_modes,
+    } = &inputs.aggregator.volume
+    {
         let mut spec = json!({
-            "accessModes": ["ReadWriteOnce"],
-            "resources": { "requests": { "storage": volume.size } },
+            "accessModes": access_modes,
+            "resources": { "requests": { "storage": size } },
         });
-        if let Some(class) = &volume.storage_class {
+        if let Some(class) = storage_class {
             put(&mut spec, "storageClassName", json!(class));
         }
         let mut metadata = metadata();
@@ -68,19 +78,23 @@ pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
             "spec": spec,
         }));
     }
-    objects.push(stateful_set(inputs, &name));
+    objects.extend(inputs.aggregator_address.map(|address| stateful_set(inputs, &name, address)));
     objects
 }
 
-fn stateful_set(inputs: &Inputs, name: &str) -> Value {
+/// The pod. It listens on the family of its Service's `address`.
+fn stateful_set(inputs: &Inputs, name: &str, address: IpAddr) -> Value {
     let selector = names::selector(&inputs.name, Component::Aggregator);
     let options = &inputs.aggregator;
     let queue = match &options.volume {
         // A claim of its own and not a template: it goes with the object, and its size can change.
-        Some(_) => {
+        QueueVolume::Claim { .. } => {
             json!({ "name": "queue", "persistentVolumeClaim": { "claimName": format!("{name}-queue") } })
         }
-        None => json!({ "name": "queue", "emptyDir": {} }),
+        QueueVolume::Directory {
+            size_limit: Some(limit),
+        } => json!({ "name": "queue", "emptyDir": { "sizeLimit": limit } }),
+        QueueVolume::Directory { size_limit: None } => json!({ "name": "queue", "emptyDir": {} }),
     };
     let mut volumes = vec![
         queue,
@@ -90,30 +104,30 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         json!({ "name": "queue", "mountPath": "/var/lib/ebpf-collector" }),
         json!({ "name": "tls", "mountPath": TLS_DIRECTORY, "readOnly": true }),
     ];
+    let any = if address.is_ipv6() { "[::]" } else { "0.0.0.0" };
     let mut arguments: Vec<String> = [
         "--listen",
-        &format!("0.0.0.0:{INGEST_PORT}"),
+        &format!("{any}:{INGEST_PORT}"),
         "--admin-listen",
-        &format!("0.0.0.0:{ADMIN_PORT}"),
+        &format!("{any}:{ADMIN_PORT}"),
         "--queue-dir",
         QUEUE_DIRECTORY,
     ]
     .map(str::to_owned)
     .into();
     arguments.extend(tls_arguments());
-    let mut pod_metadata = json!({ "labels": selector });
+    let mut annotations = BTreeMap::new();
     if let Some(token) = &options.token {
         arguments.extend(["--dataway-token-file".to_owned(), format!("{TOKEN_DIRECTORY}/token")]);
         let items = json!([{ "key": token.key, "path": "token" }]);
         volumes.push(json!({ "name": "dataway", "secret": { "secretName": token.name, "items": items } }));
         mounts.push(json!({ "name": "dataway", "mountPath": TOKEN_DIRECTORY, "readOnly": true }));
-        put(&mut pod_metadata, "annotations", json!({ SECRET_HASH: token.hash }));
+        annotations.insert(SECRET_HASH.to_owned(), token.hash.clone());
     }
     arguments.extend(log_format(&options.arguments));
     arguments.extend(options.arguments.iter().cloned());
     let mut container = json!({
         "name": "aggregator",
-        "image": inputs.image,
         "command": ["aggregator"],
         "args": arguments,
         "ports": [
@@ -125,12 +139,15 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
         "readinessProbe": probe("/readyz", None, 3),
         "volumeMounts": mounts,
     });
-    if let Some(policy) = &inputs.image_pull_policy {
-        put(&mut container, "imagePullPolicy", json!(policy));
-    }
-    if let Some(resources) = &options.resources {
-        put(&mut container, "resources", resources.clone());
-    }
+    let mut pod = json!({
+        "serviceAccountName": name,
+        "automountServiceAccountToken": false,
+        "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER },
+        "terminationGracePeriodSeconds": 30,
+        "volumes": volumes,
+    });
+    customize(&mut pod, &mut container, &options.pod);
+    put(&mut pod, "containers", json!([container]));
     json!({
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -140,17 +157,7 @@ fn stateful_set(inputs: &Inputs, name: &str) -> Value {
             "replicas": 1,
             "serviceName": name,
             "selector": { "matchLabels": selector },
-            "template": {
-                "metadata": pod_metadata,
-                "spec": {
-                    "serviceAccountName": name,
-                    "automountServiceAccountToken": false,
-                    "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER },
-                    "terminationGracePeriodSeconds": 30,
-                    "containers": [container],
-                    "volumes": volumes,
-                },
-            },
+            "template": { "metadata": pod_metadata(&options.pod, selector.clone(), annotations), "spec": pod },
         },
     })
 }

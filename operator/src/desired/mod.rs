@@ -27,12 +27,6 @@ pub struct Inputs {
     pub uid: String,
     /// Where everything is put: the operator's own namespace.
     pub namespace: String,
-    /// Image with every program.
-    pub image: String,
-    /// `imagePullPolicy`, if it is not the cluster's default.
-    pub image_pull_policy: Option<String>,
-    /// SELinux type of the agents on nodes that enforce it (`spc_t`).
-    pub selinux_type: Option<String>,
     /// Cluster address of the aggregator's Service; without it there are no agents yet. An address and not a name:
     /// agents have the node's network, and work when the cluster's DNS does not.
     pub aggregator_address: Option<std::net::IpAddr>,
@@ -44,32 +38,61 @@ pub struct Inputs {
     pub aggregator: AggregatorInputs,
 }
 
+/// What people may say of any pod.
+#[derive(Clone, Debug, Default)]
+pub struct PodInputs {
+    /// Image with every program.
+    pub image: String,
+    /// `imagePullPolicy`, if it is not the cluster's default.
+    pub image_pull_policy: Option<String>,
+    /// Names of the Secrets to pull it with.
+    pub image_pull_secrets: Vec<String>,
+    /// `resources` of the container.
+    pub resources: Option<Value>,
+    /// Labels of the nodes to run on; empty for all.
+    pub node_selector: BTreeMap<String, String>,
+    /// Tolerations; agents tolerate all taints and the aggregator none unless given.
+    pub tolerations: Option<Value>,
+    /// Further rules of the scheduler's.
+    pub affinity: Option<Value>,
+    /// Priority class; agents are node-critical unless given.
+    pub priority_class: Option<String>,
+    /// Labels besides our own, which win.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations besides our own, which win.
+    pub annotations: BTreeMap<String, String>,
+    /// Environment variables of the container.
+    pub env: Vec<Value>,
+}
+
 /// What the agents' pods depend on.
 #[derive(Clone, Debug, Default)]
 pub struct AgentInputs {
-    /// `resources` of the container.
-    pub resources: Option<Value>,
+    /// What any pod may have.
+    pub pod: PodInputs,
+    /// SELinux type on nodes that enforce it (`spc_t`).
+    pub selinux_type: Option<String>,
+    /// Nodes whose agent may be replaced at a time, or their share; one unless given.
+    pub max_unavailable: Option<Value>,
+    /// Where the host's root is mounted; `/host` unless given.
+    pub host_root: Option<String>,
+    /// Where the host's `/proc` is, if not below its root.
+    pub host_proc: Option<String>,
     /// Further flags, such as kernel map sizes: what only a restart can change.
     pub arguments: Vec<String>,
-    /// Linux capabilities besides those in docs/CAPABILITIES.md.
-    pub extra_capabilities: Vec<String>,
-    /// Labels of the nodes to run on; empty for all.
-    pub node_selector: BTreeMap<String, String>,
-    /// Tolerations; all taints are tolerated unless given.
-    pub tolerations: Option<Value>,
 }
 
 /// What the aggregator's pod depends on.
 #[derive(Clone, Debug, Default)]
 pub struct AggregatorInputs {
-    /// `resources` of the container.
-    pub resources: Option<Value>,
+    /// What any pod may have.
+    pub pod: PodInputs,
     /// Flags for outputs and queue. They hold no secret.
     pub arguments: Vec<String>,
     /// The Secret with the DataWay token.
     pub token: Option<TokenSecret>,
-    /// Disk of the queue; the pod's own directory unless given.
-    pub volume: Option<QueueVolume>,
+    /// Disk of the queue.
+    pub volume: QueueVolume,
 }
 
 /// A key of a Secret in the operator's namespace.
@@ -83,13 +106,31 @@ pub struct TokenSecret {
     pub hash: String,
 }
 
-/// A claim for the queue's disk.
-#[derive(Clone, Debug)]
-pub struct QueueVolume {
-    /// Size, as a quantity.
-    pub size: String,
-    /// Storage class; the cluster's default unless given.
-    pub storage_class: Option<String>,
+/// Disk of the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueVolume {
+    /// A directory of the node that lives as long as the pod.
+    Directory {
+        /// Most it may hold, as a quantity.
+        size_limit: Option<String>,
+    },
+    /// A claim of its own.
+    Claim {
+        /// Size, as a quantity.
+        size: String,
+        /// Storage class; the cluster's default unless given.
+        storage_class: Option<String>,
+        /// How it is mounted.
+        access_modes: Vec<String>,
+    },
+}
+
+// === impl QueueVolume ===
+
+impl Default for QueueVolume {
+    fn default() -> Self {
+        Self::Directory { size_limit: None }
+    }
 }
 
 /// Everything that must exist for `inputs`, in the order to apply it: leaves before the authority
@@ -170,7 +211,7 @@ fn owners(inputs: &Inputs) -> Value {
 }
 
 /// A container of ours: `capabilities` are all it has; nothing of its own file system can be written.
-fn security_context(capabilities: &[String]) -> Value {
+fn security_context(capabilities: &[&str]) -> Value {
     let mut granted = json!({ "drop": ["ALL"] });
     if !capabilities.is_empty() {
         put(&mut granted, "add", json!(capabilities));
@@ -191,6 +232,53 @@ fn probe(path: &str, host: Option<&str>, failures: u32) -> Value {
         put(&mut get, "host", json!(host));
     }
     json!({ "httpGet": get, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": failures })
+}
+
+/// Metadata of a pod: what people add, and over it what is ours.
+fn pod_metadata(pod: &PodInputs, labels: BTreeMap<String, String>, annotations: BTreeMap<String, String>) -> Value {
+    let over = |theirs: &BTreeMap<String, String>, ours| {
+        let mut all = theirs.clone();
+        all.extend(ours);
+        all
+    };
+    let mut metadata = json!({ "labels": over(&pod.labels, labels) });
+    let annotations = over(&pod.annotations, annotations);
+    if !annotations.is_empty() {
+        put(&mut metadata, "annotations", json!(annotations));
+    }
+    metadata
+}
+
+/// Puts what people say of any pod into a pod's spec and its container.
+fn customize(spec: &mut Value, container: &mut Value, pod: &PodInputs) {
+    put(container, "image", json!(pod.image));
+    if let Some(policy) = &pod.image_pull_policy {
+        put(container, "imagePullPolicy", json!(policy));
+    }
+    if let Some(resources) = &pod.resources {
+        put(container, "resources", resources.clone());
+    }
+    let variables = container.get("env").and_then(Value::as_array).into_iter().flatten();
+    let variables: Vec<Value> = variables.chain(&pod.env).cloned().collect();
+    if !variables.is_empty() {
+        put(container, "env", json!(variables));
+    }
+    if !pod.image_pull_secrets.is_empty() {
+        let secrets = pod.image_pull_secrets.iter().map(|name| json!({ "name": name }));
+        put(spec, "imagePullSecrets", secrets.collect());
+    }
+    if !pod.node_selector.is_empty() {
+        put(spec, "nodeSelector", json!(pod.node_selector));
+    }
+    if let Some(tolerations) = &pod.tolerations {
+        put(spec, "tolerations", tolerations.clone());
+    }
+    if let Some(affinity) = &pod.affinity {
+        put(spec, "affinity", affinity.clone());
+    }
+    if let Some(class) = &pod.priority_class {
+        put(spec, "priorityClassName", json!(class));
+    }
 }
 
 /// Sets a field of a manifest.

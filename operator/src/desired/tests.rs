@@ -20,13 +20,14 @@ fn inputs() -> Inputs {
         name: "cluster".to_owned(),
         uid: "9f1c".to_owned(),
         namespace: "observe".to_owned(),
-        image: "ebpf-collector:1".to_owned(),
-        image_pull_policy: None,
-        selinux_type: None,
         aggregator_address: Some([10, 96, 0, 7].into()),
         material: Material::plan(Existing::default(), &names, &Policy::default(), now).unwrap(),
-        agent: AgentInputs::default(),
+        agent: AgentInputs {
+            pod: pod_inputs(),
+            ..AgentInputs::default()
+        },
         aggregator: AggregatorInputs {
+            pod: pod_inputs(),
             token: Some(TokenSecret {
                 name: "dataway".to_owned(),
                 key: "token".to_owned(),
@@ -35,6 +36,33 @@ fn inputs() -> Inputs {
             arguments: vec!["--dataway".to_owned(), "https://openway.example".to_owned()],
             ..AggregatorInputs::default()
         },
+    }
+}
+
+fn pod_inputs() -> PodInputs {
+    PodInputs {
+        image: "ebpf-collector:1".to_owned(),
+        ..PodInputs::default()
+    }
+}
+
+/// All that people may say of a pod.
+fn full_pod() -> PodInputs {
+    let map = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    PodInputs {
+        image: "ebpf-collector:1".to_owned(),
+        image_pull_policy: Some("Never".to_owned()),
+        image_pull_secrets: vec!["registry".to_owned()],
+        resources: Some(json!({ "limits": { "memory": "256Mi" } })),
+        node_selector: map("a", "b"),
+        tolerations: Some(json!([{ "key": "dedicated", "operator": "Exists" }])),
+        affinity: Some(json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "arch", "operator": "In", "values": ["amd64"] }] }],
+        } } })),
+        priority_class: Some("high".to_owned()),
+        labels: map("team", "net"),
+        annotations: map("note", "n"),
+        env: vec![json!({ "name": "ENV_INPUT_EBPF_LOG_LEVEL", "value": "debug" })],
     }
 }
 
@@ -53,14 +81,10 @@ fn every_manifest_is_of_its_published_type() {
         serde_json::to_value(serde_json::from_value::<T>(object.clone()).unwrap()).unwrap()
     }
     let mut inputs = inputs();
-    inputs.aggregator.volume = Some(QueueVolume {
-        size: "10Gi".to_owned(),
-        storage_class: Some("fast".to_owned()),
-    });
-    inputs.selinux_type = Some("spc_t".to_owned());
-    inputs.image_pull_policy = Some("Never".to_owned());
-    inputs.agent.node_selector.insert("a".to_owned(), "b".to_owned());
-    inputs.agent.resources = Some(json!({ "limits": { "memory": "256Mi" } }));
+    inputs.aggregator.volume = claim(Some("fast"));
+    inputs.agent.selinux_type = Some("spc_t".to_owned());
+    inputs.agent.max_unavailable = Some(json!("10%"));
+    (inputs.agent.pod, inputs.aggregator.pod) = (full_pod(), full_pod());
     let objects = desired(&inputs);
     for object in &objects {
         let back = match object["kind"].as_str().unwrap() {
@@ -168,11 +192,19 @@ fn agents_read_the_cluster_and_change_nothing() {
 }
 
 #[test]
-fn agents_wait_for_the_aggregators_address() {
+fn pods_wait_for_the_services_address_and_use_its_family() {
     let mut inputs = inputs();
+    let listens = |inputs: &Inputs, at: &str| {
+        let objects = desired(inputs);
+        let arguments = pod(of_kind(&objects, "StatefulSet")[0])["containers"][0]["args"].clone();
+        arguments.as_array().unwrap().contains(&json!(at))
+    };
+    assert!(listens(&inputs, "0.0.0.0:6063"));
     inputs.aggregator_address = None;
-    assert!(of_kind(&desired(&inputs), "DaemonSet").is_empty());
+    let kinds: Vec<Value> = desired(&inputs).iter().map(|object| object["kind"].clone()).collect();
+    assert!(kinds.contains(&json!("Service")) && !kinds.contains(&json!("DaemonSet")) && !kinds.contains(&json!("StatefulSet")));
     inputs.aggregator_address = Some("fd00::7".parse().unwrap());
+    assert!(listens(&inputs, "[::]:6063"));
     let objects = desired(&inputs);
     let arguments = &pod(of_kind(&objects, "DaemonSet")[0])["containers"][0]["args"];
     assert!(
@@ -195,8 +227,8 @@ fn each_change_touches_only_what_it_must() {
         ("nothing", |_| {}, &[]),
         (
             "image",
-            |i| i.image = "ebpf-collector:2".to_owned(),
-            &["DaemonSet", "StatefulSet"],
+            |i| i.agent.pod.image = "ebpf-collector:2".to_owned(),
+            &["DaemonSet"],
         ),
         (
             "token",
@@ -210,7 +242,7 @@ fn each_change_touches_only_what_it_must() {
         ),
         (
             "agent's memory",
-            |i| i.agent.resources = Some(json!({ "limits": { "memory": "1Gi" } })),
+            |i| i.agent.pod.resources = Some(json!({ "limits": { "memory": "1Gi" } })),
             &["DaemonSet"],
         ),
         (
@@ -276,10 +308,14 @@ fn the_queue_has_a_claim_if_asked_for() {
     let mut inputs = inputs();
     let volume = |inputs: &Inputs| pod(of_kind(&desired(inputs), "StatefulSet")[0])["volumes"][0].clone();
     assert_eq!(volume(&inputs), json!({ "name": "queue", "emptyDir": {} }));
-    inputs.aggregator.volume = Some(QueueVolume {
-        size: "10Gi".to_owned(),
-        storage_class: None,
-    });
+    inputs.aggregator.volume = QueueVolume::Directory {
+        size_limit: Some("4Gi".to_owned()),
+    };
+    assert_eq!(
+        volume(&inputs),
+        json!({ "name": "queue", "emptyDir": { "sizeLimit": "4Gi" } })
+    );
+    inputs.aggregator.volume = claim(None);
     assert_eq!(
         volume(&inputs)["persistentVolumeClaim"]["claimName"],
         "cluster-aggregator-queue"
@@ -289,4 +325,55 @@ fn the_queue_has_a_claim_if_asked_for() {
         of_kind(&objects, "PersistentVolumeClaim")[0]["metadata"]["name"],
         "cluster-aggregator-queue"
     );
+}
+
+fn claim(class: Option<&str>) -> QueueVolume {
+    QueueVolume::Claim {
+        size: "10Gi".to_owned(),
+        storage_class: class.map(str::to_owned),
+        access_modes: vec!["ReadWriteOnce".to_owned()],
+    }
+}
+
+#[test]
+fn what_people_say_of_pods_is_in_them_and_ours_wins() {
+    let mut inputs = inputs();
+    let mut given = full_pod();
+    given
+        .labels
+        .insert("app.kubernetes.io/component".to_owned(), "other".to_owned());
+    given.annotations.insert(names::SECRET_HASH.to_owned(), "other".to_owned());
+    (inputs.agent.pod, inputs.aggregator.pod) = (given.clone(), given);
+    inputs.agent.host_root = Some("/node".to_owned());
+    inputs.agent.host_proc = Some("/node/proc".to_owned());
+    inputs.agent.max_unavailable = Some(json!("10%"));
+    let objects = desired(&inputs);
+    let agents = of_kind(&objects, "DaemonSet")[0];
+    assert_eq!(agents["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], "10%");
+    let agent = pod(agents);
+    assert_eq!(agent["containers"][0]["volumeMounts"][0]["mountPath"], "/node");
+    let arguments = agent["containers"][0]["args"].as_array().unwrap().clone();
+    for pair in [["--host-root", "/node"], ["--host-proc", "/node/proc"]] {
+        assert!(arguments.windows(2).any(|two| two == pair), "{arguments:?}");
+    }
+    for (kind, component, env) in [("DaemonSet", "node-agent", 1), ("StatefulSet", "aggregator", 0)] {
+        let object = of_kind(&objects, kind)[0];
+        let (metadata, pod) = (&object["spec"]["template"]["metadata"], pod(object));
+        assert_eq!(metadata["labels"]["team"], "net");
+        assert_eq!(metadata["labels"]["app.kubernetes.io/component"], component);
+        assert_eq!(metadata["annotations"]["note"], "n");
+        assert_eq!(pod["imagePullSecrets"], json!([{ "name": "registry" }]));
+        assert_eq!(pod["priorityClassName"], "high");
+        assert_eq!(pod["tolerations"][0]["key"], "dedicated");
+        assert_eq!(pod["nodeSelector"], json!({ "a": "b" }));
+        assert!(pod["affinity"]["nodeAffinity"].is_object());
+        assert_eq!(pod["containers"][0]["env"][env]["name"], "ENV_INPUT_EBPF_LOG_LEVEL");
+        assert_eq!(pod["containers"][0]["imagePullPolicy"], "Never");
+        // The selector names what the pods carry.
+        for (label, value) in object["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+            assert_eq!(&metadata["labels"][label], value);
+        }
+    }
+    let aggregator = of_kind(&objects, "StatefulSet")[0];
+    assert_eq!(aggregator["spec"]["template"]["metadata"]["annotations"][names::SECRET_HASH], "h1");
 }

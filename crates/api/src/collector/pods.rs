@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{EnvVar, ResourceRequirements, Toleration},
+    api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration},
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 
@@ -16,10 +16,10 @@ object! {
         /// Image; otherwise that of the operator.
         #[schemars(length(min = 1, max = 1024))]
         image: String,
-        /// When the image is pulled.
-        #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"], "default" = "IfNotPresent"))]
+        /// When the image is pulled; otherwise as that of the operator.
+        #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
         image_pull_policy: String,
-        /// Names of Secrets to pull the image with, in the operator's namespace.
+        /// Names of Secrets to pull the image with, in the operator's namespace; otherwise those of the operator.
         #[schemars(length(max = 16), extend("items" = cel::texts(253)))]
         image_pull_secrets: Vec<String>,
         /// CPU and memory that are asked for and allowed.
@@ -30,11 +30,17 @@ object! {
         /// Taints that agents tolerate; otherwise all.
         #[schemars(length(max = 64))]
         tolerations: Vec<Toleration>,
+        /// Which nodes get an agent, and other rules of the scheduler's.
+        affinity: Affinity,
+        /// Nodes whose agent may be replaced at the same time: a number, or a share such as 10%.
+        #[schemars(extend("default" = 1))]
+        max_unavailable: IntOrString,
         /// Priority class; otherwise system-node-critical.
         #[schemars(length(min = 1, max = 253))]
         priority_class_name: String,
-        /// SELinux type of the container, where SELinux enforces.
-        #[schemars(length(min = 1, max = 253), extend("default" = "spc_t"))]
+        /// SELinux type of the container, where SELinux enforces; otherwise the one that the operator was installed with,
+        /// spc_t unless changed there.
+        #[schemars(length(min = 1, max = 253))]
         selinux_type: String,
         /// Labels added to the pods.
         #[schemars(extend("maxProperties" = 64))]
@@ -67,10 +73,10 @@ object! {
         /// Image; otherwise that of the operator.
         #[schemars(length(min = 1, max = 1024))]
         image: String,
-        /// When the image is pulled.
-        #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"], "default" = "IfNotPresent"))]
+        /// When the image is pulled; otherwise as that of the operator.
+        #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
         image_pull_policy: String,
-        /// Names of Secrets to pull the image with, in the operator's namespace.
+        /// Names of Secrets to pull the image with, in the operator's namespace; otherwise those of the operator.
         #[schemars(length(max = 16), extend("items" = cel::texts(253)))]
         image_pull_secrets: Vec<String>,
         /// CPU and memory that are asked for and allowed.
@@ -81,6 +87,8 @@ object! {
         /// Taints it tolerates.
         #[schemars(length(max = 64))]
         tolerations: Vec<Toleration>,
+        /// Which nodes it may run on, and other rules of the scheduler's.
+        affinity: Affinity,
         /// Priority class.
         #[schemars(length(min = 1, max = 253))]
         priority_class_name: String,
