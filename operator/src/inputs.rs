@@ -181,9 +181,7 @@ fn volume(storage: QueueStorage) -> Option<QueueVolume> {
         return Some(QueueVolume::Claim {
             size: quantity(&claim.size?).0,
             storage_class: claim.storage_class_name,
-            access_modes: claim
-                .access_modes
-                .unwrap_or_else(|| vec!["ReadWriteOnce".to_owned()]),
+            access_modes: claim.access_modes.unwrap_or_else(|| vec!["ReadWriteOnce".to_owned()]),
         });
     }
     Some(QueueVolume::Directory {

@@ -16,6 +16,7 @@ use clap::{Parser, ValueEnum};
 use kube::Client;
 use operator::{
     controller::{self, Context},
+    definition,
     inputs::Settings,
     leader::Leadership,
     lease,
@@ -124,7 +125,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let client = Client::try_default()
         .await
         .context("find the API server: neither a pod's service account nor a kubeconfig gives one")?;
-    let mut leadership = Leadership::new(client.clone(), &args.namespace, &args.pod_name);
+    let pod_name = args.pod_name;
+    let mut leadership = Leadership::new(client.clone(), &args.namespace, &pod_name);
     let settings = Settings {
         namespace: args.namespace,
         image: args.image,
@@ -154,9 +156,17 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         };
         match (leadership.is_leader(), &worker) {
             (true, None) => {
-                tracing::info!(name = args.pod_name, "this operator works from now on");
+                tracing::info!(name = pod_name, "this operator works from now on");
                 let context = Context::new(client.clone(), settings.clone());
-                worker = Some(tokio::spawn(controller::run(context, ended.clone())));
+                let (client, ended) = (client.clone(), ended.clone());
+                worker = Some(tokio::spawn(async move {
+                    let define = async {
+                        if args.apply_definition {
+                            definition::keep(client, ended.clone()).await;
+                        }
+                    };
+                    tokio::join!(define, controller::run(context, ended.clone()));
+                }));
             }
             (false, Some(_)) => break Err(anyhow::anyhow!("the Lease is lost; another operator may work now")),
             _ => {}

@@ -9,7 +9,10 @@ use kube::CustomResourceExt as _;
 use crate::project;
 
 /// The places of the definition, from the repository's root: Helm installs what is in the chart's own folder.
-const FILES: &[&str] = &["crds/ebpfcollectors.yaml", "charts/ebpf-collector/crds/ebpfcollectors.yaml"];
+const FILES: &[&str] = &[
+    "crds/ebpfcollectors.yaml",
+    "charts/ebpf-collector/crds/ebpfcollectors.yaml",
+];
 const HEAD: &str = "# Made by `cargo xtask crds` from crates/api/src/collector: change it there.\n";
 
 /// Arguments of `cargo xtask crds`.

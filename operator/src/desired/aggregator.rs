@@ -78,7 +78,11 @@ pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
             "spec": spec,
         }));
     }
-    objects.extend(inputs.aggregator_address.map(|address| stateful_set(inputs, &name, address)));
+    objects.extend(
+        inputs
+            .aggregator_address
+            .map(|address| stateful_set(inputs, &name, address)),
+    );
     objects
 }
 

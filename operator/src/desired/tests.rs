@@ -56,9 +56,11 @@ fn full_pod() -> PodInputs {
         resources: Some(json!({ "limits": { "memory": "256Mi" } })),
         node_selector: map("a", "b"),
         tolerations: Some(json!([{ "key": "dedicated", "operator": "Exists" }])),
-        affinity: Some(json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+        affinity: Some(
+            json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
             "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "arch", "operator": "In", "values": ["amd64"] }] }],
-        } } })),
+        } } }),
+        ),
         priority_class: Some("high".to_owned()),
         labels: map("team", "net"),
         annotations: map("note", "n"),
@@ -202,7 +204,11 @@ fn pods_wait_for_the_services_address_and_use_its_family() {
     assert!(listens(&inputs, "0.0.0.0:6063"));
     inputs.aggregator_address = None;
     let kinds: Vec<Value> = desired(&inputs).iter().map(|object| object["kind"].clone()).collect();
-    assert!(kinds.contains(&json!("Service")) && !kinds.contains(&json!("DaemonSet")) && !kinds.contains(&json!("StatefulSet")));
+    assert!(
+        kinds.contains(&json!("Service"))
+            && !kinds.contains(&json!("DaemonSet"))
+            && !kinds.contains(&json!("StatefulSet"))
+    );
     inputs.aggregator_address = Some("fd00::7".parse().unwrap());
     assert!(listens(&inputs, "[::]:6063"));
     let objects = desired(&inputs);
@@ -342,14 +348,19 @@ fn what_people_say_of_pods_is_in_them_and_ours_wins() {
     given
         .labels
         .insert("app.kubernetes.io/component".to_owned(), "other".to_owned());
-    given.annotations.insert(names::SECRET_HASH.to_owned(), "other".to_owned());
+    given
+        .annotations
+        .insert(names::SECRET_HASH.to_owned(), "other".to_owned());
     (inputs.agent.pod, inputs.aggregator.pod) = (given.clone(), given);
     inputs.agent.host_root = Some("/node".to_owned());
     inputs.agent.host_proc = Some("/node/proc".to_owned());
     inputs.agent.max_unavailable = Some(json!("10%"));
     let objects = desired(&inputs);
     let agents = of_kind(&objects, "DaemonSet")[0];
-    assert_eq!(agents["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], "10%");
+    assert_eq!(
+        agents["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"],
+        "10%"
+    );
     let agent = pod(agents);
     assert_eq!(agent["containers"][0]["volumeMounts"][0]["mountPath"], "/node");
     let arguments = agent["containers"][0]["args"].as_array().unwrap().clone();
@@ -375,5 +386,8 @@ fn what_people_say_of_pods_is_in_them_and_ours_wins() {
         }
     }
     let aggregator = of_kind(&objects, "StatefulSet")[0];
-    assert_eq!(aggregator["spec"]["template"]["metadata"]["annotations"][names::SECRET_HASH], "h1");
+    assert_eq!(
+        aggregator["spec"]["template"]["metadata"]["annotations"][names::SECRET_HASH],
+        "h1"
+    );
 }
