@@ -2,56 +2,78 @@
 //!
 //! ```text
 //! capture thread ▶ channel (4 batches) ▶ forwarder task ▶ uplink window ▶ aggregator (remote, or in this process)
+//! EbpfCollector object ▶ configuration ▶ captures, uplink's tags, log level: all while they run (option collector)
 //! ```
 //! Entry: [`run`].
+
+mod captures;
+mod live;
+mod options;
 
 use std::{sync::Arc, time::Duration};
 
 use aggregator::{Aggregator, config::AggregatorConfig};
-use anyhow::{Context as _, bail};
-use api::AgentConfig;
-use proto::convert::FeatureState;
-use records::{Globals, RecordBatch};
+use anyhow::Context as _;
+use api::{AgentConfig, ConfigBuilder, collector::EbpfCollectorSpec};
+use follow::Followed;
+use records::RecordBatch;
 use telemetry::Telemetry;
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::options::capture_config;
+use self::{
+    captures::Captures,
+    live::Live,
+    options::{globals, grpc, host},
+};
 use crate::{
-    capture::ebpf_net::{NetCapture, NetCaptureConfig},
-    doctor::with_unbuilt,
-    ebpf::{
-        capability::{Capabilities, Feature, State},
-        net::LoadOptions,
-        offsets::CgroupHierarchy,
-        privileges,
-    },
-    uplink::{ClientTls, GrpcConfig, Transport, Uplink, UplinkConfig},
+    cli,
+    ebpf::privileges,
+    uplink::{Transport, Uplink, UplinkConfig},
 };
 
 /// Batches between the capture thread and the uplink: enough to hand over a flush while the last one is being sent.
 const CHANNEL: usize = 4;
 /// Time given to records on their way when stopping.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Rows kept at most; a flush is made early at half of them. About 250 bytes each.
-const ROWS_MAX: usize = 100_000;
 
 /// Where records go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Mode {
-    /// To the aggregator of option `aggregator`.
-    Agent,
+    /// To the aggregator of option `aggregator`. With option `collector`, the object comes between these sources.
+    Agent(Box<ConfigBuilder>),
     /// To an aggregator in this process.
     Standalone,
+}
+
+/// The cluster that the agent is a part of.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Its API server.
+    pub client: kube::Client,
+    /// The agent's node, by name.
+    pub node: String,
+    /// All options, as they change.
+    pub config: watch::Receiver<Arc<AgentConfig>>,
+    /// The object's spec, as it changes: which plugins run for which namespace.
+    pub spec: watch::Receiver<Arc<EbpfCollectorSpec>>,
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps the agent from starting; it says what to do.
-pub fn run(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow::Result<()> {
+pub fn run(config: AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow::Result<()> {
     let format = match config.log.format {
         api::LogFormat::Text => telemetry::logging::LogFormat::Text,
         api::LogFormat::Json => telemetry::logging::LogFormat::Json,
@@ -72,64 +94,86 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow::Res
         }
         error @ telemetry::logging::LogError::AlreadySet => error.into(),
     })?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(Arc::new(config), refuse, mode))
+}
+
+async fn serve(local: Arc<AgentConfig>, refuse: Vec<String>, mode: Mode) -> anyhow::Result<()> {
+    let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
+    let mut signals = Signals::watch()?;
+    let ready = telemetry.health.component("agent");
+    let stop_admin = CancellationToken::new();
+
+    // Everything that can be refused is checked before anything is attached.
+    let (transport, aggregator) = match &mode {
+        Mode::Agent(_) => (Transport::Grpc(grpc(&local)?), None),
+        Mode::Standalone => {
+            let settings = AggregatorConfig::from_options(&local)?;
+            let aggregator = Aggregator::start(settings, &telemetry, CancellationToken::new()).await?;
+            (Transport::Local(aggregator.accept()), Some(aggregator))
+        }
+    };
+    let admin = telemetry::admin::serve(local.admin_listen, telemetry.clone(), None, stop_admin.clone()).await?;
+    let followed = match (mode, &local.kubernetes.collector) {
+        (Mode::Agent(sources), Some(name)) => {
+            tokio::select! {
+                followed = follow(&local, name, *sources, &telemetry) => Some(followed?),
+                () = signals.any() => return Ok(()),
+            }
+        }
+        _ => None,
+    };
+    let config = followed
+        .as_ref()
+        .map_or(local, |followed| Arc::clone(&followed.config.borrow()));
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     for plugin in config.plugins_not_built() {
         tracing::warn!(plugin, "Not in this build; the other plugins run");
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(config, refuse, mode))
-}
 
-async fn serve(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow::Result<()> {
-    let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
-    let ready = telemetry.health.component("agent");
-    let stop_admin = CancellationToken::new();
-
-    // Everything that can be refused is checked before anything is attached.
-    let (transport, local) = match mode {
-        Mode::Agent => (Transport::Grpc(grpc(config)?), None),
-        Mode::Standalone => {
-            let settings = AggregatorConfig::from_options(config)?;
-            let local = Aggregator::start(settings, &telemetry, CancellationToken::new()).await?;
-            (Transport::Local(local.accept()), Some(local))
-        }
-    };
-    let admin = telemetry::admin::serve(config.admin_listen, telemetry.clone(), None, stop_admin.clone()).await?;
-    let uplink = UplinkConfig::new(host(config).into(), Arc::new(globals(config)), transport);
+    let uplink = UplinkConfig::new(host(&config).into(), Arc::new(globals(&config)), transport);
     let uplink = Uplink::start(uplink, &telemetry.ledger, CancellationToken::new())?;
     telemetry.register("uplink", |registry| uplink.metrics().register(registry));
+    let cluster = match &followed {
+        Some(followed) => Some(Cluster {
+            client: follow::connect(&config.kubernetes).await?,
+            node: host(&config),
+            config: followed.config.clone(),
+            spec: followed.spec.clone(),
+        }),
+        None => None,
+    };
 
-    let stop_capture = CancellationToken::new();
+    let stop_captures = CancellationToken::new();
     let (out, batches) = mpsc::channel(CHANNEL);
-    let (capture, capabilities) = start_capture(config, refuse, &telemetry, out, stop_capture.clone()).await?;
-    let features = reported(with_unbuilt(capabilities, config));
-    uplink.report(|report| report.features = features);
+    let captures = Captures::start(&telemetry, refuse, out, uplink.clone(), Arc::clone(&config), cluster).await?;
     let forwarder = tokio::spawn(forward(batches, uplink.clone()));
+    if let Some(followed) = followed {
+        tokio::spawn(Live::new(followed, config, uplink.clone(), &telemetry).run());
+    }
     ready.set_ok();
     tracing::info!(%admin, version = env!("CARGO_PKG_VERSION"), "Agent is up");
 
-    let mut capture_ended = tokio::task::spawn_blocking(move || capture.join());
+    let collecting = captures.run(stop_captures.clone());
+    tokio::pin!(collecting);
     let ended = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        ended = &mut capture_ended => Some(ended),
+        () = signals.any() => None,
+        ended = &mut collecting => Some(ended),
     };
     tracing::info!("Stopping");
     ready.set_stopping();
-    stop_capture.cancel();
+    stop_captures.cancel();
     let ended = match ended {
         Some(ended) => ended,
-        None => capture_ended.await,
+        None => collecting.await,
     };
-    // The capture dropped its sender: the forwarder ends when the channel is empty.
+    // The captures dropped their sender: the forwarder ends when the channel is empty.
     let forwarded = tokio::time::timeout(DRAIN, forwarder).await;
     let unacked = uplink.drain(DRAIN).await;
     if forwarded.is_err() || unacked.records > 0 {
@@ -138,77 +182,47 @@ async fn serve(config: &AgentConfig, refuse: Vec<String>, mode: Mode) -> anyhow:
             "Records were not acknowledged in time and are lost"
         );
     }
-    if let Some(local) = local {
-        for (sink, points) in local.drain(DRAIN).await.left {
+    if let Some(aggregator) = aggregator {
+        for (sink, points) in aggregator.drain(DRAIN).await.left {
             tracing::info!(sink, points, "Points stay in the queue; the next start delivers them");
         }
     }
     log_ledger(&telemetry);
     stop_admin.cancel();
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        _ => bail!("the capture thread ended unexpectedly; see the log above"),
-    }
+    ended
 }
 
-async fn start_capture(
-    config: &AgentConfig,
-    refuse: Vec<String>,
+/// Waits for the object, and follows it from then on.
+async fn follow(
+    local: &AgentConfig,
+    name: &str,
+    sources: ConfigBuilder,
     telemetry: &Telemetry,
-    out: mpsc::Sender<RecordBatch>,
-    stop: CancellationToken,
-) -> anyhow::Result<(std::thread::JoinHandle<()>, Capabilities)> {
-    let settings = capture_config(config, refuse);
-    let telemetry = telemetry.clone();
-    // Loading takes a while and blocks.
-    let capture = tokio::task::spawn_blocking(move || NetCapture::start(settings, &telemetry))
-        .await?
-        .map_err(explain)?;
-    for feature in &capture.capabilities().features {
-        if feature.reason.is_empty() {
-            tracing::info!(feature = feature.name, hook = feature.hook, "Feature is on");
-        } else {
-            tracing::warn!(feature = feature.name, state = %feature.state, reason = feature.reason, "Feature is limited");
-        }
-    }
-    let capabilities = capture.capabilities().clone();
-    let thread = std::thread::Builder::new()
-        .name("ebpf-net".into())
-        .spawn(move || capture.run(&out, &stop))
-        .context("cannot start the capture thread")?;
-    Ok((thread, capabilities))
-}
-
-/// The features in the words of the agents' protocol.
-fn reported(features: Vec<Feature>) -> Vec<proto::convert::Feature> {
-    let feature = |feature: Feature| proto::convert::Feature {
-        name: feature.name.into(),
-        state: match feature.state {
-            State::On => FeatureState::On,
-            State::Degraded => FeatureState::Degraded,
-            State::Off => FeatureState::Off,
-        },
-        reason: feature.reason.into(),
+) -> anyhow::Result<Followed> {
+    let client = follow::connect(&local.kubernetes).await?;
+    let build = move |spec: &EbpfCollectorSpec| {
+        let config = sources.clone().object(spec.agent_options()).build()?;
+        cli::check("run", &config)?;
+        Ok(config)
     };
-    features.into_iter().map(feature).collect()
+    Ok(follow::follow(client, name, telemetry.health.component("collector"), build).await)
 }
 
-/// The capture's settings out of the options.
-pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCaptureConfig {
-    NetCaptureConfig {
-        interval: config.interval,
-        loopback: config.net.loopback,
-        ipv6_disabled: config.net.ipv6_disabled,
-        ephemeral_port: config.net.ephemeral_port,
-        proc: config.identity.proc_dir(),
-        rows_max: ROWS_MAX,
-        load: LoadOptions {
-            tcp_connections_max: config.kernel.tcp_connections_max,
-            flow_map_entries: config.kernel.flow_map_entries,
-            ring_buffer_size: u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX),
-            cgroups: CgroupHierarchy::default(),
-            refuse,
-        },
+// === impl Signals ===
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -251,49 +265,6 @@ async fn forward(mut batches: mpsc::Receiver<RecordBatch>, uplink: crate::uplink
     while let Some(batch) = batches.recv().await {
         uplink.send(batch).await;
     }
-}
-
-fn grpc(config: &AgentConfig) -> anyhow::Result<GrpcConfig> {
-    let Some(aggregator) = &config.uplink.aggregator else {
-        bail!("option aggregator is not set: give the aggregator's URL, or run `node-agent standalone`");
-    };
-    let mut grpc = GrpcConfig::new(aggregator.to_string());
-    let tls = &config.uplink.tls;
-    grpc.allow_plaintext = config.uplink.allow_plaintext;
-    grpc.tls = match (&tls.cert, &tls.key, &tls.ca) {
-        (Some(cert), Some(key), Some(ca)) => Some(ClientTls {
-            cert: cert.clone(),
-            key: key.clone(),
-            ca: ca.clone(),
-            server_name: tls.server_name.clone(),
-        }),
-        (None, None, None) => None,
-        _ => bail!("tls_ca, tls_cert and tls_key belong together: the aggregator wants a certificate from the agent"),
-    };
-    Ok(grpc)
-}
-
-fn host(config: &AgentConfig) -> String {
-    config
-        .identity
-        .hostname
-        .clone()
-        .unwrap_or_else(aggregator::config::hostname)
-}
-
-/// Tags of every record: `host`, `service` if set, then the user's.
-fn globals(config: &AgentConfig) -> Globals {
-    let mut tags = vec![("host".into(), host(config).into())];
-    if let Some(service) = &config.identity.service {
-        tags.push(("service".into(), service.as_str().into()));
-    }
-    tags.extend(
-        config
-            .tags
-            .iter()
-            .map(|(key, value)| (key.as_str().into(), value.as_str().into())),
-    );
-    Globals { tags }
 }
 
 /// The last word: what entered, left and was lost at each hand-off.

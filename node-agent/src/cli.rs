@@ -14,7 +14,14 @@ const REFUSE: &str = "refuse_programs";
 #[derive(Debug)]
 pub enum Action {
     /// Collect and stream to an aggregator.
-    Run(Box<AgentConfig>, Vec<String>),
+    Run {
+        /// Options; with an object, those that it may add to.
+        config: Box<AgentConfig>,
+        /// What the options are made of, to put an object between.
+        sources: Box<ConfigBuilder>,
+        /// Programs to treat as refused.
+        refuse: Vec<String>,
+    },
     /// Collect and deliver from this process.
     Standalone(Box<AgentConfig>, Vec<String>),
     /// Say what can be seen here.
@@ -52,7 +59,8 @@ fn parse_from(matches: ArgMatches) -> Result<Action, Refused> {
         // clap demands a subcommand before this is reached.
         return Err(ConfigErrors(Vec::new()).into());
     };
-    let config = Box::new(build(matches)?);
+    let sources = Box::new(sources(matches));
+    let config = Box::new(sources.build()?);
     check(name, &config)?;
     let refuse = matches
         .get_many::<String>(REFUSE)
@@ -67,11 +75,15 @@ fn parse_from(matches: ArgMatches) -> Result<Action, Refused> {
             refuse,
             json: matches.get_flag("json"),
         },
-        _ => Action::Run(config, refuse),
+        _ => Action::Run {
+            config,
+            sources,
+            refuse,
+        },
     })
 }
 
-fn build(matches: &ArgMatches) -> Result<AgentConfig, ConfigErrors> {
+fn sources(matches: &ArgMatches) -> ConfigBuilder {
     let mut builder = ConfigBuilder::new();
     if let Some(file) = matches.get_one::<PathBuf>(CONFIG) {
         builder.toml_file(file);
@@ -84,11 +96,11 @@ fn build(matches: &ArgMatches) -> Result<AgentConfig, ConfigErrors> {
             }
         }
     }
-    builder.build()
+    builder
 }
 
 /// What is wrong with options that are fine by themselves: with this subcommand, on this machine, in this build.
-fn check(subcommand: &str, config: &AgentConfig) -> Result<(), ConfigErrors> {
+pub(crate) fn check(subcommand: &str, config: &AgentConfig) -> Result<(), ConfigErrors> {
     let mut problems = Vec::new();
     let mut refuse = |option: &str, value: Option<String>, problem: String, accepted: &str| {
         problems.push(ConfigError {
@@ -156,7 +168,17 @@ fn check(subcommand: &str, config: &AgentConfig) -> Result<(), ConfigErrors> {
             }
         }
     }
-    if !config.plugins.contains(&Plugin::EbpfNet) {
+    let collector = config.kubernetes.collector.as_ref();
+    if let ("standalone", Some(collector)) = (subcommand, collector) {
+        refuse(
+            "collector",
+            Some(collector.clone()),
+            "standalone is for machines outside a cluster".into(),
+            "no collector, or `node-agent run`",
+        );
+    }
+    // With an object, all plugins may be off for a while.
+    if !config.plugins.contains(&Plugin::EbpfNet) && collector.is_none() {
         let plugins: Vec<String> = config.plugins.iter().map(ToString::to_string).collect();
         refuse(
             "enabled_plugins",

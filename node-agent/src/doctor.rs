@@ -9,7 +9,7 @@ use telemetry::Telemetry;
 
 use crate::{
     agent::{capture_config, one_line},
-    capture::ebpf_net::NetCapture,
+    capture::ebpf_net::{Instruments, NetCapture},
     ebpf::{
         capability::{Capabilities, Feature, State},
         privileges::{self, WANTED},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Reason of features that a later version will have.
-const NOT_IN_THIS_BUILD: &str = "NotInThisBuild";
+pub(crate) const NOT_IN_THIS_BUILD: &str = "NotInThisBuild";
 
 #[derive(serde::Serialize)]
 struct Report {
@@ -50,10 +50,11 @@ struct ProgramLine {
 /// If the report cannot be written as JSON.
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
-    let (capabilities, programs, error) = match NetCapture::start(capture_config(config, refuse), &telemetry) {
-        Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
-        Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
-    };
+    let (capabilities, programs, error) =
+        match NetCapture::start(capture_config(config, refuse), &Instruments::new(&telemetry)) {
+            Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
+            Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
+        };
     let held = privileges::effective().unwrap_or(0);
     let report = Report {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -94,7 +95,7 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
 }
 
 /// All features, those of plugins that are not built among them.
-pub(crate) fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
+fn with_unbuilt(capabilities: Capabilities, config: &AgentConfig) -> Vec<Feature> {
     let mut features = capabilities.features;
     features.extend(config.plugins_not_built().into_iter().map(|name| Feature {
         name: Box::leak(name.into_boxed_str()),

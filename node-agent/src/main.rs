@@ -22,8 +22,12 @@ fn main() -> ExitCode {
         }
     };
     let done = match action {
-        Action::Run(config, refuse) => agent::run(&config, refuse, Mode::Agent),
-        Action::Standalone(config, refuse) => agent::run(&config, refuse, Mode::Standalone),
+        Action::Run {
+            config,
+            sources,
+            refuse,
+        } => agent::run(*config, refuse, Mode::Agent(sources)),
+        Action::Standalone(config, refuse) => agent::run(*config, refuse, Mode::Standalone),
         Action::Doctor { config, refuse, json } => {
             return match doctor::run(&config, refuse, json) {
                 Ok(true) => ExitCode::SUCCESS,

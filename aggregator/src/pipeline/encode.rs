@@ -4,15 +4,15 @@ use std::{collections::HashMap, io::Write as _, num::NonZero, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use records::{
-    Globals, Str,
+    Globals,
     encode::{Body, BodyBuilder, PointEncoder},
 };
 
 use super::Delivery;
 use crate::route::{Form, Plan};
 
-/// Agents whose encoders are kept.
-const MAX_AGENTS: usize = 4096;
+/// Sets of tags whose encoders are kept: one per agent, and one more for each change.
+const MAX_GLOBALS: usize = 4096;
 
 /// One body ready for a queue or a text sink.
 #[derive(Debug)]
@@ -31,18 +31,12 @@ pub(crate) struct Encoded {
     pub(crate) too_large: u64,
 }
 
-/// Encoders of the agents heard of, by node.
+/// Encoders by the tags of the agents heard of.
 #[derive(Debug)]
 pub(crate) struct Encoders {
-    agents: HashMap<Str, AgentEncoders>,
-    workers: usize,
-}
-
-#[derive(Debug)]
-struct AgentEncoders {
-    globals: Arc<Globals>,
     /// In the order of the plan's forms.
-    by_form: Vec<PointEncoder>,
+    by_form: HashMap<Arc<Globals>, Vec<PointEncoder>>,
+    workers: usize,
 }
 
 // === impl Encoders ===
@@ -51,13 +45,16 @@ impl Encoders {
     pub(crate) fn new() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
-            agents: HashMap::new(),
+            by_form: HashMap::new(),
             workers,
         }
     }
 
     /// Encodes the deliveries once per form of the plan.
     pub(crate) fn encode(&mut self, plan: &Plan, deliveries: &[Delivery]) -> Vec<Encoded> {
+        if self.by_form.len() >= MAX_GLOBALS {
+            self.by_form.clear();
+        }
         for delivery in deliveries {
             self.prepare(plan, delivery);
         }
@@ -68,9 +65,9 @@ impl Encoders {
             let mut too_large = 0;
             for delivery in deliveries {
                 let encoder = self
-                    .agents
-                    .get(&delivery.id.node)
-                    .and_then(|agent: &AgentEncoders| agent.by_form.get(index));
+                    .by_form
+                    .get(&delivery.globals)
+                    .and_then(|encoders| encoders.get(index));
                 let Some(encoder) = encoder else { continue };
                 for row in &delivery.batch.netflow {
                     match builder.push(encoder, row) {
@@ -94,15 +91,8 @@ impl Encoders {
     }
 
     fn prepare(&mut self, plan: &Plan, delivery: &Delivery) {
-        let known = self
-            .agents
-            .get(&delivery.id.node)
-            .is_some_and(|agent| Arc::ptr_eq(&agent.globals, &delivery.globals) || agent.globals == delivery.globals);
-        if known {
+        if self.by_form.contains_key(&delivery.globals) {
             return;
-        }
-        if self.agents.len() >= MAX_AGENTS {
-            self.agents.clear();
         }
         let by_form: Vec<PointEncoder> = plan
             .forms
@@ -115,13 +105,7 @@ impl Encoders {
                 "Global tags had to be changed to fit the limits of points"
             );
         }
-        self.agents.insert(
-            delivery.id.node.clone(),
-            AgentEncoders {
-                globals: Arc::clone(&delivery.globals),
-                by_form,
-            },
-        );
+        self.by_form.insert(Arc::clone(&delivery.globals), by_form);
     }
 }
 

@@ -354,7 +354,7 @@ fn apply(spec: &OptionSpec, config: &mut AgentConfig, given: &Given) -> Result<(
 }
 
 /// A token may stand in the wrong option too: what follows `token=` is not shown.
-fn without_token(mut shown: String) -> String {
+pub(crate) fn without_token(mut shown: String) -> String {
     const NAME: &str = "token=";
     if let Some(at) = shown.to_ascii_lowercase().find(NAME) {
         shown.truncate(at + NAME.len());

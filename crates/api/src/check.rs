@@ -202,6 +202,15 @@ pub(crate) fn combination(config: &mut AgentConfig, explicit: &Explicit, errors:
     }
     uplink(config, &mut check);
     outputs(config, &mut check);
+    if config.kubernetes.collector.is_none() {
+        for option in ["kubernetes_url", "bearer_token", "bearer_token_string"] {
+            if let Some(origin) = explicit.get(option) {
+                config
+                    .warnings
+                    .push(format!("{option} ({origin}) has no effect: collector is not set"));
+            }
+        }
+    }
     if let (None, Some(origin)) = (&config.outputs.file, explicit.get("output_format")) {
         config.warnings.push(format!(
             "output_format ({origin}) has no effect: output_file is not set"

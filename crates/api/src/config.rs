@@ -135,6 +135,8 @@ pub struct IdentityConfig {
 /// Kubernetes access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubernetesConfig {
+    /// The object to run with; unset: none.
+    pub collector: Option<String>,
     /// API server; unset: the one of the pod's service account, if the agent is in a pod.
     pub url: Option<Endpoint>,
     /// File with the bearer token.
@@ -258,6 +260,19 @@ impl AgentConfig {
             .collect()
     }
 
+    /// Options that differ from `new` and take effect at the next start only, as `option = new value`. Secrets are hidden.
+    #[must_use]
+    pub fn at_next_start(&self, new: &Self) -> Vec<String> {
+        options()
+            .iter()
+            .filter(|spec| spec.at_start && (spec.get)(self) != (spec.get)(new))
+            .map(|spec| match (spec.get)(new) {
+                Some(value) => format!("{} = {value}", spec.key),
+                None => format!("{} unset", spec.key),
+            })
+            .collect()
+    }
+
     /// The configuration as a TOML file: every option that has a value, secrets hidden.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -318,6 +333,7 @@ impl AgentConfig {
                 host_proc: None,
             },
             kubernetes: KubernetesConfig {
+                collector: None,
                 url: None,
                 bearer_token_file: None,
                 bearer_token: None,

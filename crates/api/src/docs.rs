@@ -10,8 +10,8 @@ const HEAD: &str = "\
 <!-- Made from the option table in crates/api: change that, then run
      `UPDATE_DOCS=1 cargo test -p ec-api --test docs`. -->
 
-Each option can be given in three ways. Where several are used, the first of these wins: command-line flag,
-environment variable, TOML file, default.
+Each option can be given in three ways, and most as a field of an `EbpfCollector` object too. Where several are used, the
+first of these wins: command-line flag, environment variable, object, TOML file, default.
 
 - **File**: the key below `[[inputs.ebpf]]`, or at the top level.
 - **Environment**: an empty value means \"not set\". An unknown name that begins with `ENV_INPUT_EBPF_` is refused.
@@ -22,6 +22,9 @@ thousands, `KiB`, `MiB`, `GiB`, `TiB` in 1024s, `B` is a byte.
 
 A value that cannot be used stops the program at start with exit code 64; every fault is named, with the option, the
 value, where it came from and what is accepted. Nothing is replaced silently.
+
+With option `collector` a program takes over what changes in the object while it runs, but for the options that say
+otherwise. With an object that cannot be used the last good configuration stays, and health says what is wrong.
 ";
 
 /// The whole document.
@@ -65,6 +68,9 @@ fn section(text: &mut String, spec: &OptionSpec) -> std::fmt::Result {
         Some(default) => writeln!(text, "- Default: `{default}`")?,
     }
     writeln!(text, "- Accepted: {}", spec.accepts)?;
+    if spec.at_start {
+        writeln!(text, "- A change in the object takes effect at the next start")?;
+    }
     match spec.inert {
         Some(reason) => writeln!(text, "- **No effect**: {reason}. A warning is logged when it is set."),
         None => Ok(()),

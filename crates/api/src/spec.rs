@@ -25,6 +25,8 @@ pub struct OptionSpec {
     pub inert: Option<&'static str>,
     /// Whether the value is, or may hold, a secret.
     pub secret: bool,
+    /// Whether a change in the object takes effect at the next start of the program only.
+    pub at_start: bool,
     /// What is accepted.
     pub accepts: &'static str,
     /// What it does.

@@ -224,6 +224,15 @@ pub(crate) fn word_set<T: FromStr<Err = words::UnknownWord> + Ord>(raw: &Raw) ->
     each(raw).map(|items: Vec<T>| items.into_iter().collect())
 }
 
+/// As [`word_set`], where an empty set must be asked for: by the word `none`.
+pub(crate) fn word_set_or_none<T: FromStr<Err = words::UnknownWord> + Ord>(raw: &Raw) -> Parsed<BTreeSet<T>> {
+    match list(raw)?.as_slice() {
+        [] => Err("none is named".to_owned()),
+        [word] if word == "none" => Ok(BTreeSet::new()),
+        _ => word_set(raw),
+    }
+}
+
 pub(crate) fn each<T: FromStr<Err: Display>>(raw: &Raw) -> Parsed<Vec<T>> {
     let mut errors = Vec::new();
     let mut items = Vec::new();

@@ -80,7 +80,7 @@ pub struct K8sEndpoint {
 
 /// Tags that every record of one agent carries: `host` first, then the user's extra tags. Sent once per stream.
 /// A global tag never replaces a tag that a record already has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Globals {
     /// Tag key and value, in output order.
     pub tags: Vec<(Str, Str)>,

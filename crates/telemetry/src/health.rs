@@ -117,6 +117,12 @@ impl Health {
 // === impl ComponentHandle ===
 
 impl ComponentHandle {
+    /// Reports what is waited for before the job can be done: not ready yet, and nothing has failed. The reason is shown
+    /// to users: it must hold no secret.
+    pub fn set_starting(&self, waits_for: impl Into<String>) {
+        self.set(State::Starting, Some(waits_for.into()));
+    }
+
     /// Reports that all is well.
     pub fn set_ok(&self) {
         self.set(State::Ok, None);
@@ -153,7 +159,8 @@ impl ComponentHandle {
         }
         let (component, reason) = (&*self.name, reason.unwrap_or_default());
         match state {
-            State::Starting | State::Ok => tracing::info!(component, "component is ok"),
+            State::Starting => tracing::info!(component, reason, "component is starting"),
+            State::Ok => tracing::info!(component, "component is ok"),
             State::Stopping => tracing::info!(component, "component is stopping"),
             State::Degraded => tracing::warn!(component, reason, "component is degraded"),
             State::Failed => tracing::error!(component, reason, "component has failed"),

@@ -1,8 +1,11 @@
 //! Logging: structured lines on standard error, as text or JSON.
 
-use std::io;
+use std::{io, sync::OnceLock};
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+/// The filter of the subscriber that [`init`] installed.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Shape of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,14 +51,28 @@ pub enum LogError {
 /// [`LogError::Filter`] for a filter that is not understood; [`LogError::AlreadySet`] on a second call, which changes
 /// nothing.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
-    let filter = filter(&config.level)?;
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let layer = fmt::layer().with_writer(io::stderr).with_target(true);
     let registry = tracing_subscriber::registry().with(filter);
     match config.format {
         LogFormat::Text => registry.with(layer.with_ansi(is_terminal())).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     }
-    .map_err(|_| LogError::AlreadySet)
+    .map_err(|_| LogError::AlreadySet)?;
+    FILTER.set(handle).map_err(|_| LogError::AlreadySet)
+}
+
+/// Changes what is logged from now on. Does nothing before [`init`].
+///
+/// # Errors
+/// [`LogError::Filter`] for a filter that is not understood; the one before stays in force.
+pub fn set_level(level: &str) -> Result<(), LogError> {
+    let new = filter(level)?;
+    if let Some(handle) = FILTER.get() {
+        // It fails only when the subscriber is gone, and with it every log.
+        let _ = handle.reload(new);
+    }
+    Ok(())
 }
 
 /// Checks and builds the filter.
@@ -109,12 +126,20 @@ mod tests {
     }
 
     #[test]
-    fn second_init_says_so() {
+    fn second_init_says_so_and_the_level_can_change() {
         let config = LogConfig {
             level: "off".into(),
             format: LogFormat::Json,
         };
         init(&config).unwrap();
         assert!(matches!(init(&config), Err(LogError::AlreadySet)));
+        assert!(!tracing::enabled!(tracing::Level::ERROR));
+        set_level("warn").unwrap();
+        assert!(tracing::enabled!(tracing::Level::ERROR) && !tracing::enabled!(tracing::Level::INFO));
+        assert!(set_level("loud").is_err());
+        assert!(
+            tracing::enabled!(tracing::Level::ERROR),
+            "a bad level changed something"
+        );
     }
 }

@@ -46,7 +46,7 @@ pub const UDP_OVERFLOW: &str = "ebpf-net/udp-overflow";
 pub const UDP_OWNER: &str = "ebpf-net/udp-owner";
 
 /// Sizes and switches of the object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Entries of the open-connection map.
     pub tcp_connections_max: u32,

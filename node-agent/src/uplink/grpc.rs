@@ -1,12 +1,13 @@
 //! Transport to an aggregator over gRPC: connect, say Hello, send in order, take acknowledgements, start over.
 
-use std::{collections::VecDeque, error::Error, fs, path::Path, pin::pin, time::Duration};
+use std::{collections::VecDeque, error::Error, fs, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use proto::{
     PROTOCOL_VERSION,
     convert::{Hello, Limits, StreamEncoder},
     v1::{self, ClientMessage, client_message, collector_client::CollectorClient, server_message},
 };
+use records::Globals;
 use tokio::{
     sync::{mpsc, watch},
     time::{self, Instant},
@@ -29,6 +30,7 @@ use super::{
 const MAX_ANSWER_BYTES: usize = 256 << 10;
 
 pub(super) struct Grpc {
+    /// Its tags are those of the first stream.
     pub(super) hello: Hello,
     pub(super) config: GrpcConfig,
     pub(super) backoff: Backoff,
@@ -64,6 +66,8 @@ enum StreamError {
 /// One open stream.
 struct Session<'a> {
     window: &'a Window,
+    /// Tags that the stream began with.
+    globals: Arc<Globals>,
     encoder: StreamEncoder,
     limits: Limits,
     outbound: mpsc::Sender<ClientMessage>,
@@ -141,7 +145,8 @@ impl Grpc {
 
     async fn stream(&self, window: &Window, progress: &mut bool) -> Result<(), StreamError> {
         let limit = self.config.connect_timeout;
-        let opened = time::timeout(limit, self.open())
+        let globals = window.first_globals();
+        let opened = time::timeout(limit, self.open(Arc::clone(&globals)))
             .await
             .map_err(|_| StreamError::Timeout(limit))??;
         let (outbound, inbound, ack) = opened;
@@ -162,6 +167,7 @@ impl Grpc {
         window.ack(ack.last_seq);
         let mut session = Session {
             window,
+            globals,
             encoder: StreamEncoder::new(limits),
             limits,
             outbound,
@@ -189,11 +195,16 @@ impl Grpc {
 
     async fn open(
         &self,
+        globals: Arc<Globals>,
     ) -> Result<(mpsc::Sender<ClientMessage>, Streaming<v1::ServerMessage>, v1::HelloAck), StreamError> {
         let channel = self.endpoint()?.connect().await.map_err(StreamError::Connect)?;
         // One message waits while one is written: what is not in HTTP/2's hands stays in the window.
         let (outbound, messages) = mpsc::channel(1);
-        let hello = client_message::Kind::Hello(v1::Hello::from(&self.hello));
+        let hello = Hello {
+            globals,
+            ..self.hello.clone()
+        };
+        let hello = client_message::Kind::Hello(v1::Hello::from(&hello));
         outbound
             .send(ClientMessage { kind: Some(hello) })
             .await
@@ -259,7 +270,7 @@ impl Grpc {
 // === impl Session ===
 
 impl Session<'_> {
-    /// Ends without error when the window is finished.
+    /// Ends without error when the window is finished, or when the next batch needs a stream with other tags.
     async fn run(&mut self) -> Result<(), StreamError> {
         // A third of the idle limit leaves room for a slow network; without a limit once a day does no harm.
         let heartbeat = match self.limits.idle_ms {
@@ -277,7 +288,11 @@ impl Session<'_> {
             let mut work = pin!(window.work.notified());
             work.as_mut().enable();
             let paused = self.pause.is_some_and(|until| until > Instant::now());
-            let waiting = window.has_after(self.sent);
+            let next = window.globals_after(self.sent);
+            let waiting = next.as_ref().is_some_and(|globals| same(globals, &self.globals));
+            if next.is_some() && !waiting && self.in_flight.is_empty() {
+                return Ok(());
+            }
             let may_send = !paused && self.in_flight.len() < self.limits.max_unacked_batches;
             let timer = self.timer(heartbeat, paused);
             tokio::select! {
@@ -398,6 +413,10 @@ impl Session<'_> {
             None => unexpected("a message of no known kind"),
         }
     }
+}
+
+fn same(one: &Arc<Globals>, other: &Arc<Globals>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
 }
 
 /// Waits for the next report; for ever, or `None`, when none will come. Cancel safe.

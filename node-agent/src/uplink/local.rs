@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aggregator::pipeline::{Accept, BatchId, Delivery};
-use records::{Globals, Str};
+use records::Str;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,6 @@ use super::{LOG_LIMIT, config::Backoff, window::Window};
 pub(super) struct Local {
     pub(super) node: Str,
     pub(super) boot_id: u64,
-    pub(super) globals: Arc<Globals>,
     pub(super) accept: Arc<dyn Accept>,
     pub(super) backoff: Backoff,
 }
@@ -29,7 +28,9 @@ impl Local {
     async fn hand_over(&self, window: &Window) {
         let (mut done, mut attempt) = (0, 0);
         loop {
-            let Some((seq, batch)) = window.after(done) else {
+            // Only this task takes batches out: the tags are those of the batch.
+            let next = window.globals_after(done).zip(window.after(done));
+            let Some((globals, (seq, batch))) = next else {
                 if window.is_finished() {
                     return;
                 }
@@ -43,7 +44,7 @@ impl Local {
             };
             let delivery = Delivery {
                 id,
-                globals: Arc::clone(&self.globals),
+                globals,
                 batch: (*batch).clone(),
             };
             let asked = Instant::now();

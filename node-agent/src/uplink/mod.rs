@@ -7,6 +7,9 @@
 //! Delivery is at least once: a batch leaves the window when it is acknowledged, and is sent again, with the same number,
 //! after every reconnect until then. The aggregator drops what it has already.
 //!
+//! A batch carries the tags that were in force when the window took it. One stream has one set of tags: it ends when the
+//! batches of the old tags are acknowledged, and the next one begins with the new.
+//!
 //! Ledger stage `uplink.send`, in records: entered when the window takes them, emitted when acknowledged, lost with
 //! `uplink_window_full` ([`UplinkHandle::discard`]), `uplink_closed`, `uplink_send_cancelled`, `uplink_unsendable` (a text
 //! longer than the protocol allows), `uplink_rejected` (refused as malformed by two streams), `uplink_shutdown`.
@@ -24,7 +27,7 @@ mod window;
 use std::{sync::Arc, time::Duration};
 
 use proto::convert::Hello;
-use records::RecordBatch;
+use records::{Globals, RecordBatch};
 use telemetry::{Ledger, LogLimit};
 use tokio::{
     sync::watch,
@@ -110,6 +113,7 @@ impl Uplink {
             ack_timeout,
         } = config;
         let window = Window::new(
+            Arc::clone(&globals),
             window_batches,
             window_bytes,
             ledger.stage("uplink.send"),
@@ -149,7 +153,6 @@ impl Uplink {
                     Local {
                         node,
                         boot_id,
-                        globals,
                         accept,
                         backoff,
                     }
@@ -265,6 +268,11 @@ impl UplinkHandle {
             change(report);
             *report != before
         });
+    }
+
+    /// Changes the tags of the records handed over from now on; those that the window holds keep theirs.
+    pub fn set_globals(&self, globals: Arc<Globals>) {
+        self.shared.window.set_globals(globals);
     }
 
     /// What waits for its acknowledgement now.

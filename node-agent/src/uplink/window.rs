@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use records::RecordBatch;
+use records::{Globals, RecordBatch};
 use telemetry::Stage;
 use tokio::{sync::Notify, time};
 
@@ -34,6 +34,8 @@ pub(super) struct Window {
 
 #[derive(Debug)]
 struct State {
+    /// Tags of the batches to come.
+    globals: Arc<Globals>,
     batches: VecDeque<Kept>,
     bytes: usize,
     next_seq: u64,
@@ -46,6 +48,8 @@ struct State {
 struct Kept {
     seq: u64,
     batch: Arc<RecordBatch>,
+    /// Those in force when it was taken.
+    globals: Arc<Globals>,
     bytes: usize,
     rejections: u8,
 }
@@ -71,8 +75,15 @@ pub struct Unacked {
 }
 
 impl Window {
-    pub(super) fn new(max_batches: usize, max_bytes: usize, stage: Stage, metrics: UplinkMetrics) -> Self {
+    pub(super) fn new(
+        globals: Arc<Globals>,
+        max_batches: usize,
+        max_bytes: usize,
+        stage: Stage,
+        metrics: UplinkMetrics,
+    ) -> Self {
         let state = State {
+            globals,
             batches: VecDeque::new(),
             bytes: 0,
             next_seq: 1,
@@ -115,11 +126,13 @@ impl Window {
         let Piece { batch, bytes } = piece;
         self.stage.entered(count(&batch));
         let seq = state.next_seq;
+        let globals = Arc::clone(&state.globals);
         state.next_seq += 1;
         state.bytes += bytes;
         state.batches.push_back(Kept {
             seq,
             batch: Arc::new(batch),
+            globals,
             bytes,
             rejections: 0,
         });
@@ -127,6 +140,25 @@ impl Window {
         drop(state);
         self.work.notify_one();
         Ok(())
+    }
+
+    /// Changes the tags of what is taken from now on.
+    pub(super) fn set_globals(&self, globals: Arc<Globals>) {
+        self.state.lock().globals = globals;
+    }
+
+    /// Tags of the first batch after `seq`, if there is one.
+    pub(super) fn globals_after(&self, seq: u64) -> Option<Arc<Globals>> {
+        let state = self.state.lock();
+        let index = state.batches.partition_point(|kept| kept.seq <= seq);
+        Some(Arc::clone(&state.batches.get(index)?.globals))
+    }
+
+    /// Tags of the first batch held, else of those to come.
+    pub(super) fn first_globals(&self) -> Arc<Globals> {
+        let state = self.state.lock();
+        let first = state.batches.front().map(|kept| &kept.globals);
+        Arc::clone(first.unwrap_or(&state.globals))
     }
 
     /// The first batch after `seq`, to be sent now.
@@ -145,11 +177,6 @@ impl Window {
     /// Highest number ever handed to a transport.
     pub(super) fn sent_seq(&self) -> u64 {
         self.state.lock().sent_seq
-    }
-
-    /// True if [`after`](Self::after) has something.
-    pub(super) fn has_after(&self, seq: u64) -> bool {
-        self.state.lock().batches.back().is_some_and(|kept| kept.seq > seq)
     }
 
     /// Lets go of every batch up to and including `seq`.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{BUILT_FEATURES, DATAWAY_TOKEN_FILE, EbpfCollectorSpec, policy};
-use crate::{AgentConfig, ConfigBuilder, ConfigErrors, DatawayEncoding, FileFormat, LogFormat, Raw, StdoutFormat};
+use crate::{
+    AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, FileFormat, LogFormat, Raw, StdoutFormat,
+    builder::without_token,
+};
 
 /// The value of an option, as a field of the object gives it.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +26,7 @@ pub const NOT_IN_OBJECT: &[(&str, &str)] = &[
         "bearer_token_string",
         "a secret does not stand in an object; the pod's service account has a token",
     ),
+    ("collector", "it names the object itself"),
     (
         "aggregator",
         "the operator knows the address of the aggregator it makes",
@@ -75,7 +79,8 @@ macro_rules! field {
 
 static FIELDS: &[Field] = &[
     field!(Agent "enabled_plugins" "plugins" = |spec| spec.plugins.as_ref().map(|_| {
-        policy::plugins_anywhere(spec).plugins.to_raw()
+        let plugins = policy::plugins_anywhere(spec).plugins;
+        if plugins.is_empty() { Raw::Text("none".into()) } else { plugins.to_raw() }
     })),
     field!(Agent "l7net_enabled" "plugins.ebpf-net.l7" = |spec| {
         let somewhere = spec.net_rules().any(|net| net.l7.is_some() || net.l7_disabled.is_some());
@@ -194,6 +199,22 @@ impl ToRaw for BTreeMap<String, String> {
 // === impl EbpfCollectorSpec ===
 
 impl EbpfCollectorSpec {
+    /// Reads the field `spec` of a stored object.
+    ///
+    /// # Errors
+    /// The field that cannot be read, and why.
+    pub fn from_json(spec: serde_json::Value) -> Result<Self, ConfigErrors> {
+        serde_path_to_error::deserialize(spec).map_err(|error| {
+            ConfigErrors(vec![ConfigError {
+                option: format!("spec.{}", error.path()),
+                value: None,
+                origin: None,
+                problem: without_token(format!("cannot be read: {}", error.inner())),
+                accepted: None,
+            }])
+        })
+    }
+
     /// The options that the object sets for the agents, as a source for their [`ConfigBuilder`].
     #[must_use]
     pub fn agent_options(&self) -> Vec<OptionValue> {

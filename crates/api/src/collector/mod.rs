@@ -42,6 +42,8 @@ pub use status::{
 
 /// API group of the object.
 pub const GROUP: &str = "ebpfcollector.io";
+/// Kind of the object.
+pub const KIND: &str = "EbpfCollector";
 /// Version of the object.
 pub const VERSION: &str = "v1alpha1";
 /// Annotation of a namespace with the plugins it wants, where the object allows it.

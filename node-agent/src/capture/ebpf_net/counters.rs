@@ -45,16 +45,7 @@ const REASONS: &[(u32, bool, &str, bool)] = &[
 ];
 
 impl KernelCounters {
-    pub(super) fn new(telemetry: &Telemetry) -> Self {
-        let untracked = telemetry.register("ebpf_net", |registry| {
-            let untracked = Counter::default();
-            registry.register(
-                "connections_untracked",
-                "TCP connections that found the connection map full; they are counted at their close",
-                untracked.clone(),
-            );
-            untracked
-        });
+    pub(super) fn new(telemetry: &Telemetry, untracked: Counter) -> Self {
         Self {
             tcp: telemetry.ledger.stage("capture.tcp"),
             udp: telemetry.ledger.stage("capture.udp"),
@@ -119,8 +110,36 @@ struct FeatureLabel {
     reason: String,
 }
 
+/// What captures count with, one after the other: metrics are registered once per process.
+#[derive(Clone, Debug)]
+pub struct Instruments {
+    pub(super) telemetry: Telemetry,
+    pub(super) metrics: NetMetrics,
+    pub(super) untracked: Counter,
+}
+
+impl Instruments {
+    /// Registers the metrics.
+    #[must_use]
+    pub fn new(telemetry: &Telemetry) -> Self {
+        let untracked = Counter::default();
+        telemetry.register("ebpf_net", |registry| {
+            registry.register(
+                "connections_untracked",
+                "TCP connections that found the connection map full; they are counted at their close",
+                untracked.clone(),
+            );
+        });
+        Self {
+            telemetry: telemetry.clone(),
+            metrics: NetMetrics::new(telemetry),
+            untracked,
+        }
+    }
+}
+
 /// Metrics of the capture.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct NetMetrics {
     /// Rows waiting for the flush or for room in the uplink.
     pub(super) rows: Gauge,
@@ -139,24 +158,11 @@ pub(super) struct NetMetrics {
     runs: Family<ProgramLabel, Gauge>,
     verified: Family<ProgramLabel, Gauge>,
     misses: Family<ProgramLabel, Gauge>,
+    features: Family<FeatureLabel, Gauge>,
 }
 
 impl NetMetrics {
-    pub(super) fn new(telemetry: &Telemetry, capabilities: &Capabilities) -> Self {
-        let features = Family::<FeatureLabel, Gauge>::default();
-        for feature in &capabilities.features {
-            let label = FeatureLabel {
-                feature: feature.name,
-                state: feature.state.to_string(),
-                hook: feature.hook.clone(),
-                reason: feature.reason.clone(),
-            };
-            features.get_or_create(&label).set(match feature.state {
-                State::On => 2,
-                State::Degraded => 1,
-                State::Off => 0,
-            });
-        }
+    fn new(telemetry: &Telemetry) -> Self {
         let this = Self {
             rows: Gauge::default(),
             held_back: Counter::default(),
@@ -173,9 +179,14 @@ impl NetMetrics {
             runs: Family::default(),
             verified: Family::default(),
             misses: Family::default(),
+            features: Family::default(),
         };
         telemetry.register("node", |r| {
-            r.register("feature", "What this node can see: 2 on, 1 degraded, 0 off", features);
+            r.register(
+                "feature",
+                "What this node can see: 2 on, 1 degraded, 0 off",
+                this.features.clone(),
+            );
         });
         telemetry.register("ebpf_net", |r| {
             r.register("rows", "Rows waiting to be sent", this.rows.clone());
@@ -249,6 +260,24 @@ impl NetMetrics {
             );
         });
         this
+    }
+
+    /// What the capture that starts can see.
+    pub(super) fn features(&self, capabilities: &Capabilities) {
+        self.features.clear();
+        for feature in &capabilities.features {
+            let label = FeatureLabel {
+                feature: feature.name,
+                state: feature.state.to_string(),
+                hook: feature.hook.clone(),
+                reason: feature.reason.clone(),
+            };
+            self.features.get_or_create(&label).set(match feature.state {
+                State::On => 2,
+                State::Degraded => 1,
+                State::Off => 0,
+            });
+        }
     }
 
     pub(super) fn drained(&self, flows: i64, took: Duration) {

@@ -9,6 +9,7 @@
 //! lost, counts are not. Entry: [`NetCapture::start`], then [`NetCapture::run`] on a thread of its own.
 
 mod counters;
+mod orders;
 mod owners;
 mod rows;
 mod tcp;
@@ -26,14 +27,19 @@ use ebpf_common::net::{
     event, policy,
 };
 use records::RecordBatch;
-use telemetry::{Stage, Telemetry};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use telemetry::Stage;
+use tokio::sync::{mpsc, watch};
 
+pub use self::{
+    counters::Instruments,
+    orders::{End, Orders},
+    rows::Rows,
+};
 use self::{
     counters::{KernelCounters, NetMetrics},
+    orders::Beat,
     owners::Owners,
-    rows::{Names, Rows},
+    rows::Names,
     tcp::Tracker,
     udp::Flows,
 };
@@ -46,10 +52,10 @@ use crate::{
     identity::process::Proc,
 };
 
-/// Longest time between two drains of the kernel's maps, so that they stay small and names stay fresh.
-const DRAIN_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time an event waits in the ring below its wake-up mark.
 const POLL: Duration = Duration::from_millis(200);
+/// Time given to the uplink to make room at the last end.
+const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 /// Rows handed on in one batch.
 const RECORDS_PER_BATCH: usize = 8192;
 /// Closes without an entry are taken as older than the agent for this long: orphans linger about a minute.
@@ -58,7 +64,7 @@ const SETTLE: Duration = Duration::from_secs(120);
 const BATCH: usize = 4096;
 
 /// Settings of the capture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetCaptureConfig {
     /// Time between two flushes.
     pub interval: Duration,
@@ -100,7 +106,7 @@ impl NetCapture {
     ///
     /// # Errors
     /// If nothing of the plugin can work on this machine; the message says what is missing.
-    pub fn start(config: NetCaptureConfig, telemetry: &Telemetry) -> anyhow::Result<Self> {
+    pub fn start(config: NetCaptureConfig, instruments: &Instruments) -> anyhow::Result<Self> {
         let mut capabilities = Capabilities::default();
         let mut kernel = NetConfig {
             active: 0,
@@ -148,8 +154,14 @@ impl NetCapture {
             kernel.settled_ns = u64::MAX;
         }
         object.set_config(kernel)?;
+        let Instruments {
+            telemetry,
+            metrics,
+            untracked,
+        } = instruments;
         let health = telemetry.health.component("ebpf-net");
         report_health(&health, &capabilities);
+        metrics.features(&capabilities);
         Ok(Self {
             tracker: Tracker::new(config.ephemeral_port),
             flows,
@@ -157,8 +169,8 @@ impl NetCapture {
             rows: Rows::new(config.rows_max),
             tcp_batches: Batches::take(BATCH),
             udp_batches: Batches::take(BATCH),
-            counters: KernelCounters::new(telemetry),
-            metrics: NetMetrics::new(telemetry, &capabilities),
+            counters: KernelCounters::new(telemetry, untracked.clone()),
+            metrics: metrics.clone(),
             rows_stage: telemetry.ledger.stage("agent.netflow"),
             health,
             proc,
@@ -181,25 +193,25 @@ impl NetCapture {
         self.object.programs()
     }
 
-    /// Collects until `stop`, then flushes what is left.
-    pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, stop: &CancellationToken) {
-        let drain_period = DRAIN_PERIOD.min(self.config.interval);
-        let start = Instant::now();
-        let (mut next_drain, mut next_flush) = (start + drain_period, start + self.config.interval);
+    /// Takes over rows that an earlier capture could not hand on.
+    pub fn take_over(&mut self, rows: Rows) {
+        self.rows = rows;
+    }
+
+    /// Collects until ordered to end, then hands on what it has. What there was no room for comes back, unless this is
+    /// the last end.
+    pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) -> Rows {
+        let mut beat = Beat::new(self.config.interval, Instant::now());
         let mut overdue = false;
-        while !stop.is_cancelled() {
+        while let Orders::Collect { interval } = *orders.borrow() {
+            beat.set(interval, Instant::now());
             self.wait_for_events();
             self.read_events();
             let now = Instant::now();
-            if now >= next_drain {
-                next_drain = now + drain_period;
+            if beat.drain_due(now) {
                 self.guarded("drain", Self::drain);
             }
-            if now >= next_flush {
-                // Keeps the beat; a late flush does not move the later ones, a missed one is not made up for.
-                while next_flush <= now {
-                    next_flush += self.config.interval;
-                }
+            if beat.flush_due(now) {
                 self.guarded("sample", Self::end_interval);
                 overdue = true;
             }
@@ -224,13 +236,23 @@ impl NetCapture {
         self.guarded("drain", Self::drain);
         self.tracker.sample_all();
         self.guarded("sample", Self::end_interval);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.flush(out) && Instant::now() < deadline {
+        let mut deadline = None;
+        while !self.flush(out) {
+            match *orders.borrow() {
+                Orders::Finish(End::Restart) => return self.rows,
+                Orders::Finish(End::Stop) => {
+                    if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE_AT_STOP) {
+                        break;
+                    }
+                }
+                Orders::Finish(End::Off) | Orders::Collect { .. } => {}
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
         let left = self.rows.len() as u64;
         self.rows_stage.entered(left);
         self.rows_stage.lost("uplink_full_at_stop", left);
+        Rows::new(0)
     }
 
     /// Runs one step; a failure is logged and shown in health, and the next round tries again.

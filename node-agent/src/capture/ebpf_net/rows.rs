@@ -47,7 +47,7 @@ pub(super) struct Row {
 
 /// All rows of the interval.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub struct Rows {
     rows: HashMap<RowKey, Row, RandomState>,
     max: usize,
     refused: u64,

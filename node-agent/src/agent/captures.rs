@@ -1,0 +1,227 @@
+//! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
+//! stopped. Rows that there is no room for when one ends are taken over by the next.
+//!
+//! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use api::{AgentConfig, Plugin};
+use proto::convert::{Feature, FeatureState};
+use records::RecordBatch;
+use telemetry::Telemetry;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Cluster, explain, one_line, options::capture_config};
+use crate::{
+    capture::ebpf_net::{End, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+    doctor::NOT_IN_THIS_BUILD,
+    ebpf::capability::{Capabilities, State},
+    uplink::UplinkHandle,
+};
+
+/// Wait before a capture that did not start is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What captures are started with.
+pub(super) struct Captures {
+    telemetry: Telemetry,
+    instruments: Instruments,
+    refuse: Vec<String>,
+    out: mpsc::Sender<RecordBatch>,
+    uplink: UplinkHandle,
+    config: watch::Receiver<Arc<AgentConfig>>,
+    running: Option<Running>,
+    /// Of the capture before.
+    rows: Option<Rows>,
+}
+
+struct Running {
+    settings: NetCaptureConfig,
+    orders: watch::Sender<Orders>,
+    /// Comes when the thread has ended.
+    rows: oneshot::Receiver<Rows>,
+}
+
+// === impl Captures ===
+
+impl Captures {
+    /// Starts the first capture, if the plugin is on. With a cluster its configuration is followed, else `config` stays.
+    ///
+    /// # Errors
+    /// If nothing can be collected on this machine; the message says what is missing.
+    pub(super) async fn start(
+        telemetry: &Telemetry,
+        refuse: Vec<String>,
+        out: mpsc::Sender<RecordBatch>,
+        uplink: UplinkHandle,
+        config: Arc<AgentConfig>,
+        cluster: Option<Cluster>,
+    ) -> anyhow::Result<Self> {
+        let mut captures = Self {
+            telemetry: telemetry.clone(),
+            instruments: Instruments::new(telemetry),
+            refuse,
+            out,
+            uplink,
+            config: cluster.map_or_else(|| watch::channel(config).1, |cluster| cluster.config),
+            running: None,
+            rows: None,
+        };
+        captures.adapt().await?;
+        Ok(captures)
+    }
+
+    /// Follows the configuration until `stop`; what the last capture has is handed on then.
+    ///
+    /// # Errors
+    /// When a capture ends unasked.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut retry = None;
+        let mut changes = true;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = self.config.changed(), if changes => changes = changed.is_ok(),
+                rows = ended(&mut self.running) => {
+                    let Some(rows) = rows else {
+                        bail!("the capture thread ended unexpectedly; see the log above");
+                    };
+                    // Switched off, and all is handed on.
+                    (self.running, self.rows) = (None, Some(rows));
+                    continue;
+                }
+                () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
+            }
+            retry = None;
+            if let Err(error) = self.adapt().await {
+                let health = self.telemetry.health.component("ebpf-net");
+                health.set_failed(format!("{}; trying again in {RETRY:?}", one_line(&error)));
+                retry = Some(time::Instant::now() + RETRY);
+            }
+        }
+        self.end(End::Stop).await
+    }
+
+    /// Makes what runs what is wanted.
+    async fn adapt(&mut self) -> anyhow::Result<()> {
+        let config = Arc::clone(&self.config.borrow_and_update());
+        let wanted = config
+            .plugins
+            .contains(&Plugin::EbpfNet)
+            .then(|| capture_config(&config, self.refuse.clone()));
+        match (&mut self.running, wanted) {
+            (Some(running), Some(wanted)) if running.takes(&wanted) => {
+                let interval = wanted.interval;
+                running.settings.interval = interval;
+                running.orders.send_if_modified(|orders| {
+                    let new = Orders::Collect { interval };
+                    std::mem::replace(orders, new) != new
+                });
+            }
+            (_, Some(wanted)) => {
+                self.end(End::Restart).await?;
+                self.begin(wanted).await?;
+            }
+            (running, None) => {
+                if let Some(running) = running {
+                    running.orders.send_replace(Orders::Finish(End::Off));
+                }
+                self.telemetry.health.component("ebpf-net").set_ok();
+                self.report(&Capabilities::default());
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, settings: NetCaptureConfig) -> anyhow::Result<()> {
+        let (instruments, with) = (self.instruments.clone(), settings.clone());
+        // Loading takes a while and blocks.
+        let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(with, &instruments))
+            .await?
+            .map_err(explain)?;
+        for feature in &capture.capabilities().features {
+            if feature.reason.is_empty() {
+                tracing::info!(feature = feature.name, hook = feature.hook, "Feature is on");
+            } else {
+                tracing::warn!(feature = feature.name, state = %feature.state, reason = feature.reason, "Feature is limited");
+            }
+        }
+        self.report(capture.capabilities());
+        if let Some(rows) = self.rows.take() {
+            capture.take_over(rows);
+        }
+        let interval = settings.interval;
+        let (orders, told) = watch::channel(Orders::Collect { interval });
+        let out = self.out.clone();
+        let (ended, rows) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("ebpf-net".into())
+            .spawn(move || ended.send(capture.run(&out, &told)))
+            .context("cannot start the capture thread")?;
+        self.running = Some(Running { settings, orders, rows });
+        Ok(())
+    }
+
+    /// Ends what runs.
+    async fn end(&mut self, why: End) -> anyhow::Result<()> {
+        let Some(running) = self.running.take() else {
+            return Ok(());
+        };
+        running.orders.send_replace(Orders::Finish(why));
+        let rows = running.rows.await.context("the capture thread ended unexpectedly")?;
+        self.rows = Some(rows);
+        Ok(())
+    }
+
+    /// Tells the aggregator what this node can see.
+    fn report(&self, capabilities: &Capabilities) {
+        let unbuilt = self.config.borrow().plugins_not_built();
+        let features = features(capabilities, unbuilt);
+        self.uplink.report(|report| report.features = features);
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// True if the capture goes on with `wanted` as it is: only the interval may differ.
+    fn takes(&self, wanted: &NetCaptureConfig) -> bool {
+        let same = NetCaptureConfig {
+            interval: self.settings.interval,
+            ..wanted.clone()
+        };
+        same == self.settings && matches!(*self.orders.borrow(), Orders::Collect { .. })
+    }
+}
+
+/// The rows of a capture that ended; `None` if it left none.
+async fn ended(running: &mut Option<Running>) -> Option<Rows> {
+    match running {
+        Some(running) => (&mut running.rows).await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// The features in the words of the agents' protocol, those of plugins that are not built among them.
+fn features(capabilities: &Capabilities, unbuilt: Vec<String>) -> Vec<Feature> {
+    let probed = capabilities.features.iter().map(|feature| Feature {
+        name: feature.name.into(),
+        state: match feature.state {
+            State::On => FeatureState::On,
+            State::Degraded => FeatureState::Degraded,
+            State::Off => FeatureState::Off,
+        },
+        reason: feature.reason.as_str().into(),
+    });
+    let unbuilt = unbuilt.into_iter().map(|name| Feature {
+        name: name.into(),
+        state: FeatureState::Off,
+        reason: NOT_IN_THIS_BUILD.into(),
+    });
+    probed.chain(unbuilt).collect()
+}

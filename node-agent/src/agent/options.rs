@@ -1,0 +1,78 @@
+//! From the options to the settings of the agent's parts. No I/O.
+
+use anyhow::bail;
+use api::AgentConfig;
+use records::Globals;
+
+use crate::{
+    capture::ebpf_net::NetCaptureConfig,
+    ebpf::{net::LoadOptions, offsets::CgroupHierarchy},
+    uplink::{ClientTls, GrpcConfig},
+};
+
+/// Rows kept at most; a flush is made early at half of them. About 250 bytes each.
+const ROWS_MAX: usize = 100_000;
+
+/// The capture's settings.
+pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCaptureConfig {
+    NetCaptureConfig {
+        interval: config.interval,
+        loopback: config.net.loopback,
+        ipv6_disabled: config.net.ipv6_disabled,
+        ephemeral_port: config.net.ephemeral_port,
+        proc: config.identity.proc_dir(),
+        rows_max: ROWS_MAX,
+        load: LoadOptions {
+            tcp_connections_max: config.kernel.tcp_connections_max,
+            flow_map_entries: config.kernel.flow_map_entries,
+            ring_buffer_size: u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX),
+            cgroups: CgroupHierarchy::default(),
+            refuse,
+        },
+    }
+}
+
+/// The way to the aggregator.
+pub(super) fn grpc(config: &AgentConfig) -> anyhow::Result<GrpcConfig> {
+    let Some(aggregator) = &config.uplink.aggregator else {
+        bail!("option aggregator is not set: give the aggregator's URL, or run `node-agent standalone`");
+    };
+    let mut grpc = GrpcConfig::new(aggregator.to_string());
+    let tls = &config.uplink.tls;
+    grpc.allow_plaintext = config.uplink.allow_plaintext;
+    grpc.tls = match (&tls.cert, &tls.key, &tls.ca) {
+        (Some(cert), Some(key), Some(ca)) => Some(ClientTls {
+            cert: cert.clone(),
+            key: key.clone(),
+            ca: ca.clone(),
+            server_name: tls.server_name.clone(),
+        }),
+        (None, None, None) => None,
+        _ => bail!("tls_ca, tls_cert and tls_key belong together: the aggregator wants a certificate from the agent"),
+    };
+    Ok(grpc)
+}
+
+/// The node's name.
+pub(super) fn host(config: &AgentConfig) -> String {
+    config
+        .identity
+        .hostname
+        .clone()
+        .unwrap_or_else(aggregator::config::hostname)
+}
+
+/// Tags of every record: `host`, `service` if set, then the user's.
+pub(super) fn globals(config: &AgentConfig) -> Globals {
+    let mut tags = vec![("host".into(), host(config).into())];
+    if let Some(service) = &config.identity.service {
+        tags.push(("service".into(), service.as_str().into()));
+    }
+    tags.extend(
+        config
+            .tags
+            .iter()
+            .map(|(key, value)| (key.as_str().into(), value.as_str().into())),
+    );
+    Globals { tags }
+}
