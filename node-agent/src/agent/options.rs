@@ -21,6 +21,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
         ipv6_disabled: config.net.ipv6_disabled,
         ephemeral_port: config.net.ephemeral_port,
         proc: config.identity.proc_dir(),
+        own_node_only: config.kubernetes.collector.is_some(),
         rows_max: ROWS_MAX,
         load: LoadOptions {
             tcp_connections_max: config.kernel.tcp_connections_max,

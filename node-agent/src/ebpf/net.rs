@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, Map, MapData, PerCpuArray, RingBuf},
     programs::{Program, RawTracePointRunOptions, TestRun as _},
 };
-use ebpf_common::net::{Adopt, NetConfig, SampleBlock, SockOwner, stat};
+use ebpf_common::net::{Adopt, NetConfig, SampleBlock, SockOwner, adopt, stat};
 
 use super::{
     attach::Attach,
@@ -207,6 +207,19 @@ impl NetObject {
         self.adopt.set(0, adopt, 0).context("cannot hand over a descriptor")?;
         self.run("adopt_socket")?;
         self.adopt.get(&0, 0).context("cannot read about a descriptor")
+    }
+
+    /// Address and level of this process's pid namespace.
+    ///
+    /// # Errors
+    /// As [`Self::adopt`].
+    pub fn own_pid_namespace(&mut self) -> anyhow::Result<(u64, u32)> {
+        let answer = self.adopt(Adopt {
+            op: adopt::PID_NAMESPACE,
+            ..Adopt::default()
+        })?;
+        anyhow::ensure!(answer.id != 0, "cannot read the agent's own pid namespace");
+        Ok((answer.id, answer.state))
     }
 
     fn run(&mut self, name: &str) -> anyhow::Result<()> {

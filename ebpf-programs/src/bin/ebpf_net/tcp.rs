@@ -117,7 +117,7 @@ fn destroyed(sk: u64) {
     }
     if conn.owner_pid | conn.closer_pid == 0 {
         // Reset before anybody closed it, and this is the close.
-        note_closer(tcp, config);
+        note_closer(tcp, conn, config);
     }
     let counters = latest(tcp, conn);
     finish(tcp, conn, counters, config);
@@ -281,43 +281,48 @@ fn untracked() {
 /// The local end starts to close (`close`, `shutdown`, exit), in the process that does it.
 #[inline(always)]
 fn closing(tcp: Typed, old: u32, config: &NetConfig) {
-    match CONNS.get_ptr(tcp.address()) {
-        // SAFETY: a live map value.
-        Some(conn) if unsafe { (*conn).closer_pid } != 0 => return,
-        Some(_) => {}
-        // Fast open: served and closed before the handshake completed.
-        None if old == state::SYN_RECV => opened(tcp, direction::INCOMING, config),
-        // What is older than the agent was adopted or had started to close before: this one's opening was missed, if it
-        // was not left out.
-        None if config.adopts != 0 && config.policy_entries == 0 => opened(tcp, direction::UNKNOWN, config),
-        None => return,
+    let mut conn = CONNS.get_ptr_mut(tcp.address());
+    if conn.is_none() {
+        if old == state::SYN_RECV {
+            // Fast open: served and closed before the handshake completed.
+            opened(tcp, direction::INCOMING, config);
+        } else if config.adopts != 0 && config.policy_entries == 0 {
+            // What is older than the agent was adopted or had started to close before: this one's opening was missed, if
+            // it was not left out.
+            opened(tcp, direction::UNKNOWN, config);
+        } else {
+            return;
+        }
+        conn = CONNS.get_ptr_mut(tcp.address());
     }
-    note_closer(tcp, config);
+    if let Some(conn) = conn {
+        // SAFETY: a live map value, and the socket lock is held.
+        let conn = unsafe { &mut *conn };
+        if conn.closer_pid == 0 {
+            note_closer(tcp, conn, config);
+        }
+    }
 }
 
 #[inline(always)]
-fn note_closer(tcp: Typed, config: &NetConfig) {
+fn note_closer(tcp: Typed, conn: &mut Conn, config: &NetConfig) {
     if !owned_by_current(tcp) {
         return;
     }
-    if let Some(conn) = CONNS.get_ptr_mut(tcp.address()) {
-        // SAFETY: a live map value, and the socket lock is held.
-        let conn = unsafe { &mut *conn };
-        let closer = current_process(config);
-        if closer.pid == config.agent_pid && conn.owner_pid != 0 {
-            return;
-        }
-        // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
-        // anything since the fork.
-        if conn.forker_pid == closer.pid
-            && voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw) <= SWITCHES_OF_FORK
-        {
-            return;
-        }
-        conn.closer_comm = closer.comm;
-        conn.closer_cgroup = closer.cgroup;
-        conn.closer_pid = closer.pid;
+    let closer = current_process(config);
+    if closer.pid == config.agent_pid && conn.owner_pid != 0 {
+        return;
     }
+    // The forker closes its copy last when the child was quicker. It served nothing itself if it has not waited for
+    // anything since the fork.
+    if conn.forker_pid == closer.pid
+        && voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw) <= SWITCHES_OF_FORK
+    {
+        return;
+    }
+    conn.closer_comm = closer.comm;
+    conn.closer_cgroup = closer.cgroup;
+    conn.closer_pid = closer.pid;
 }
 
 /// The connection is over. So is the entry, unless a process may still read what is queued or has yet to accept it: then
@@ -345,13 +350,13 @@ fn closed(tcp: Typed, old: u32, first: bool, config: &NetConfig) {
     let counters = read_counters(tcp, Some(old), conn.direction == direction::OUTGOING);
     if is_orphan(tcp) || conn.established_ns == 0 || (conn.owner_pid != 0 && !has_unread(tcp)) {
         if conn.established_ns != 0 {
-            note_closer(tcp, config);
+            note_closer(tcp, conn, config);
         }
         finish(tcp, conn, counters, config);
         return;
     }
     // An abort or a close with unread data goes straight to CLOSE, in the process; a reset in softirq does not.
-    note_closer(tcp, config);
+    note_closer(tcp, conn, config);
     conn.at_close = counters;
     conn.remote_port = u16::from_be(tcp.u16(offsets().dport));
     conn.closed_ns = now();

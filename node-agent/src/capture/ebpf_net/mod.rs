@@ -76,6 +76,8 @@ pub struct NetCaptureConfig {
     pub ephemeral_port: u16,
     /// `/proc` of the host's pid namespace.
     pub proc: PathBuf,
+    /// Other nodes may share this kernel, as kind's do: processes outside the agent's pid namespace are theirs.
+    pub own_node_only: bool,
     /// Rows kept at most; a flush is made early at half of them.
     pub rows_max: usize,
     /// Map sizes.
@@ -123,7 +125,17 @@ impl NetCapture {
             pidns_level: 0,
             pidns: 0,
         };
+        let shared = config.own_node_only && !pid_namespace_is_first();
+        if shared {
+            // Nothing is anybody's until it is known who is who.
+            (kernel.policy, kernel.policy_unowned) = (policy::OTHER_NODE, policy::OTHER_NODE);
+        }
         let mut object = net::load(&config.load, kernel, &mut capabilities)?;
+        if shared && capabilities.state(net::TCP_OLDER) != State::Off {
+            (kernel.pidns, kernel.pidns_level) = object.own_pid_namespace()?;
+            kernel.policy = policy::NETFLOW;
+            tracing::info!("Other nodes may share this kernel: processes outside of this pid namespace are left out");
+        }
         let proc = Proc::new(&config.proc);
         let mut flows = Flows::new(config.ephemeral_port, first_client_port(&proc));
         let mut owners = Owners::default();
@@ -481,6 +493,14 @@ fn report_health(health: &telemetry::ComponentHandle, capabilities: &Capabilitie
     } else {
         health.set_degraded(off.join("; "));
     }
+}
+
+/// True in the pid namespace that the kernel started with; its inode number is fixed (`PROC_PID_INIT_INO` in
+/// `include/linux/proc_ns.h`).
+fn pid_namespace_is_first() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    const PROC_PID_INIT_INO: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|it| it.ino() == PROC_PID_INIT_INO)
 }
 
 /// First port the kernel gives to clients, 32768 if it does not say.
