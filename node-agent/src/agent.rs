@@ -1,7 +1,7 @@
 //! The agent as a process: capture threads, uplink, admin server, and their orderly end.
 //!
 //! ```text
-//! capture thread ▶ channel (4 batches) ▶ forwarder task ▶ uplink window ▶ aggregator (remote, or in this process)
+//! capture thread ▶ channel (4 batches) ▶ forwarder task (sampling) ▶ uplink window ▶ aggregator (remote, or in this process)
 //! EbpfCollector object ▶ configuration ▶ captures, uplink's tags, log level: all while they run (option collector)
 //! ```
 //! Entry: [`run`].
@@ -9,6 +9,7 @@
 mod captures;
 mod live;
 mod options;
+mod sampling;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +17,9 @@ use aggregator::{Aggregator, config::AggregatorConfig};
 use anyhow::Context as _;
 use api::{AgentConfig, ConfigBuilder, collector::EbpfCollectorSpec};
 use follow::Followed;
+use rand::SeedableRng as _;
 use records::RecordBatch;
-use telemetry::Telemetry;
+use telemetry::{Stage, Telemetry};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -29,10 +31,11 @@ use self::{
     captures::Captures,
     live::Live,
     options::{globals, grpc, host},
+    sampling::Sampler,
 };
 use crate::{
     cli,
-    ebpf::privileges,
+    ebpf::{privileges, sys::monotonic_ns},
     uplink::{Transport, Uplink, UplinkConfig},
 };
 
@@ -153,7 +156,12 @@ async fn serve(local: Arc<AgentConfig>, refuse: Vec<String>, mode: Mode) -> anyh
     let stop_captures = CancellationToken::new();
     let (out, batches) = mpsc::channel(CHANNEL);
     let captures = Captures::start(&telemetry, refuse, out, uplink.clone(), Arc::clone(&config), cluster).await?;
-    let forwarder = tokio::spawn(forward(batches, uplink.clone()));
+    let options = followed.as_ref().map_or_else(
+        || watch::channel(Arc::clone(&config)).1,
+        |followed| followed.config.clone(),
+    );
+    let sampling = telemetry.ledger.stage("agent.sampling");
+    let forwarder = tokio::spawn(forward(batches, uplink.clone(), options, sampling));
     if let Some(followed) = followed {
         tokio::spawn(Live::new(followed, config, uplink.clone(), &telemetry).run());
     }
@@ -261,9 +269,24 @@ pub fn one_line(error: &anyhow::Error) -> String {
     line
 }
 
-async fn forward(mut batches: mpsc::Receiver<RecordBatch>, uplink: crate::uplink::UplinkHandle) {
-    while let Some(batch) = batches.recv().await {
-        uplink.send(batch).await;
+/// Hands records on to the uplink, those that sampling keeps.
+async fn forward(
+    mut batches: mpsc::Receiver<RecordBatch>,
+    uplink: crate::uplink::UplinkHandle,
+    config: watch::Receiver<Arc<AgentConfig>>,
+    stage: Stage,
+) {
+    let mut sampler = Sampler::new(rand::rngs::SmallRng::from_os_rng());
+    while let Some(mut batch) = batches.recv().await {
+        let records = batch.netflow.len() as u64;
+        let sampling = config.borrow().sampling.clone();
+        let left_out = sampler.keep(&mut batch, &sampling, monotonic_ns());
+        stage.entered(records);
+        stage.skipped("sampled", left_out);
+        if !batch.netflow.is_empty() {
+            uplink.send(batch).await;
+        }
+        stage.emitted(records - left_out);
     }
 }
 
