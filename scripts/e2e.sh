@@ -18,12 +18,14 @@ main() {
     esac
 }
 
-# Keyed by what decides the result: both module files and the compiler.
+# Keyed by what decides the result: both module files, the version told to the programs, and the compiler.
 programs() {
     have go || fail "go was not found on PATH" "the cluster's programs are built with Go 1.24 or newer: https://go.dev/dl/"
-    local key directory part start=$SECONDS
+    local key directory part flags start=$SECONDS
+    flags="-s -w $(version_flags)"
     key=$({
         cat "$MODULE/go.mod" "$MODULE/go.sum"
+        echo "$flags"
         go env GOVERSION
     } | sha256sum | cut -c1-16)
     directory=$CACHE/cluster/$key
@@ -35,7 +37,7 @@ programs() {
         trap "rm -rf '$part'" EXIT
         say "building the cluster's programs into $directory" >&2
         (cd "$MODULE" && CGO_ENABLED=0 GOMAXPROCS=$JOBS GOFLAGS= \
-            go build -mod=readonly -p "$JOBS" -trimpath -buildvcs=false -ldflags='-s -w' -o "$part/" tool) ||
+            go build -mod=readonly -p "$JOBS" -trimpath -buildvcs=false -ldflags="$flags" -o "$part/" tool) ||
             fail "building the cluster's programs from $MODULE failed" "Go's own message is above"
         # etcd's main package is its module's root, so Go names the program after the directory.
         [[ ! -f $part/server ]] || mv "$part/server" "$part/etcd"
@@ -46,5 +48,19 @@ programs() {
     fi
     echo "$directory"
 }
+
+# Kubernetes' own build passes its version to the linker; without it the programs take each other for version 0.0.0.
+version_flags() {
+    local version helm major minor
+    version=$(pinned k8s.io/kubernetes)
+    helm=$(pinned helm.sh/helm/v3)
+    IFS=. read -r major minor _ <<<"${version#v}"
+    local package=k8s.io/component-base/version
+    echo "-X $package.gitVersion=$version -X $package.gitMajor=$major -X $package.gitMinor=$minor" \
+        "-X $package.gitTreeState=clean -X helm.sh/helm/v3/internal/version.version=$helm"
+}
+
+# The version that go.mod requires of a module.
+pinned() { awk -v module="$1" '$1 == module && $2 ~ /^v/ { print $2; exit }' "$MODULE/go.mod"; }
 
 main "$@"

@@ -18,7 +18,7 @@ const BINARIES: &[&str] = &["node-agent", "aggregator", "operator"];
 
 /// What tests use.
 const TEST_PACKAGES: &[&str] = &["ec-testkit"];
-const TEST_BINARIES: &[&str] = &["chain", "clockstep", "dataway-stub", "exactness", "traffic"];
+const TEST_BINARIES: &[&str] = &["chain", "clockstep", "dataway-stub", "exactness", "pause", "traffic"];
 
 /// Root certificates that binaries without a system around them trust, from this machine.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
