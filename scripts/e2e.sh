@@ -1,30 +1,57 @@
 #!/usr/bin/env bash
-# The programs of a local Kubernetes cluster, built once from the versions pinned in e2e/cluster/go.mod and kept in the cache.
+# Tests on a whole cluster: builds what they need, brings a cluster up, runs them, takes it down. See docs/E2E.md.
 #
-#   scripts/e2e.sh programs   build them if they are not there, and print their directory
+#   scripts/e2e.sh            all of it; the cluster stays up if a test failed and E2E_KEEP is set
+#   scripts/e2e.sh programs   the local cluster's programs: built if they are not there; prints their directory
+#   scripts/e2e.sh up         a cluster, and how to use it
+#   scripts/e2e.sh test ...   the tests against the cluster that is up; arguments go to `ec-e2e test`
+#   scripts/e2e.sh down       removes the cluster
 #
-# E2E_GO_JOBS (default 2) bounds how many packages compile at a time.
+# E2E_CLUSTER: `local` (default where kind or an engine is missing), `kind`, or `existing` (the cluster of KUBECONFIG).
+# E2E_GO_JOBS (default 2) bounds how many packages of the local cluster compile at a time.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+cd "$ROOT"
 
 MODULE=$ROOT/e2e/cluster
 JOBS=${E2E_GO_JOBS:-2}
+# Cargo profile of the image's programs.
+PROFILE=${E2E_PROFILE:-release}
+CLUSTER=${E2E_CLUSTER:-local}
 
 main() {
-    case ${1:-} in
+    local command=${1:-all}
+    shift || true
+    case $command in
     programs) programs ;;
-    *) fail "unknown argument '${1:-}'" "usage: $0 programs" ;;
+    up) prepare && e2e up ;;
+    test) prepare && e2e test "$@" ;;
+    down) cargo build --quiet -p ec-e2e && e2e down ;;
+    all) prepare && e2e run "$@" ;;
+    *) fail "unknown argument '$command'" "usage: $0 [programs|up|test|down]" ;;
     esac
 }
 
-# Keyed by what decides the result: both module files, the version told to the programs, and the compiler.
+e2e() { as_root target/debug/ec-e2e --cluster "$CLUSTER" "$@"; }
+
+prepare() {
+    case $CLUSTER in
+    local) E2E_PROGRAMS=$(programs) && export E2E_PROGRAMS ;;
+    kind | existing) ;;
+    *) fail "E2E_CLUSTER is '$CLUSTER'" "it can be local, kind or existing" ;;
+    esac
+    cargo build --quiet -p ec-e2e
+    cargo xtask dist --with-tests --profile "$PROFILE"
+}
+
+# Keyed by what decides the result: all module files, the version told to the programs, and the compiler.
 programs() {
     have go || fail "go was not found on PATH" "the cluster's programs are built with Go 1.24 or newer: https://go.dev/dl/"
-    local key directory part flags start=$SECONDS
+    local key directory flags start=$SECONDS
     flags="-s -w $(version_flags)"
     key=$({
-        cat "$MODULE/go.mod" "$MODULE/go.sum"
+        cat "$MODULE"/{,coredns/}go.{mod,sum} "$MODULE/coredns/main.go"
         echo "$flags"
         go env GOVERSION
     } | sha256sum | cut -c1-16)
@@ -32,13 +59,10 @@ programs() {
     if [[ ! -d $directory ]]; then
         mkdir -p "$CACHE/cluster"
         part=$(mktemp -d "$directory.XXXXXX")
-        # Expanded now: the variable is gone when the trap runs.
-        # shellcheck disable=SC2064
-        trap "rm -rf '$part'" EXIT
+        trap 'rm -rf "$part"' EXIT
         say "building the cluster's programs into $directory" >&2
-        (cd "$MODULE" && CGO_ENABLED=0 GOMAXPROCS=$JOBS GOFLAGS= \
-            go build -mod=readonly -p "$JOBS" -trimpath -buildvcs=false -ldflags="$flags" -o "$part/" tool) ||
-            fail "building the cluster's programs from $MODULE failed" "Go's own message is above"
+        build "$MODULE" "$flags" tool
+        build "$MODULE/coredns" "-s -w" .
         # etcd's main package is its module's root, so Go names the program after the directory.
         [[ ! -f $part/server ]] || mv "$part/server" "$part/etcd"
         chmod 755 "$part"
@@ -47,6 +71,13 @@ programs() {
         note "built in $((SECONDS - start)) s" >&2
     fi
     echo "$directory"
+}
+
+# build MODULE FLAGS PACKAGES: without debug information, static, from the versions in go.sum.
+build() {
+    (cd "$1" && CGO_ENABLED=0 GOMAXPROCS=$JOBS GOFLAGS='' \
+        go build -mod=readonly -p "$JOBS" -trimpath -buildvcs=false -ldflags="$2" -o "$part/" "$3") ||
+        fail "building the cluster's programs from $1 failed" "Go's own message is above"
 }
 
 # Kubernetes' own build passes its version to the linker; without it the programs take each other for version 0.0.0.

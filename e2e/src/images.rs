@@ -43,7 +43,11 @@ pub struct Image {
 pub fn write(image: &Image, archive: &Path) -> anyhow::Result<()> {
     let layer_path = archive.with_extension("layer");
     let (layer_digest, layer_size) = write_layer(image, &layer_path)?;
-    let environment: Vec<String> = image.environment.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let environment: Vec<String> = image
+        .environment
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64", "os": "linux",
         "config": { "Entrypoint": image.entrypoint, "Env": environment, "User": image.user, "WorkingDir": "/" },
@@ -120,7 +124,9 @@ fn dns(programs: &Path) -> Image {
 fn workload(dist: &Path) -> Image {
     Image {
         name: WORKLOAD.to_owned(),
-        files: ["traffic", "dataway-stub"].map(|name| (format!("usr/bin/{name}"), dist.join("test").join(name))).into(),
+        files: ["traffic", "dataway-stub"]
+            .map(|name| (format!("usr/bin/{name}"), dist.join("test").join(name)))
+            .into(),
         environment: [("PATH".to_owned(), "/usr/bin".to_owned())].into(),
         ..Image::default()
     }
@@ -152,7 +158,8 @@ fn product(dist: &Path) -> Image {
 fn write_layer(image: &Image, path: &Path) -> anyhow::Result<(String, u64)> {
     let mut tar = tar::Builder::new(File::create(path).with_context(|| format!("make {}", path.display()))?);
     for (name, source) in &image.files {
-        let mut file = File::open(source).with_context(|| format!("open {} for image {}", source.display(), image.name))?;
+        let mut file =
+            File::open(source).with_context(|| format!("open {} for image {}", source.display(), image.name))?;
         let size = file.metadata()?.len();
         tar.append_data(&mut header(size, 0o755), name, &mut file)
             .with_context(|| format!("put {} into an image", source.display()))?;

@@ -1,9 +1,11 @@
 //! Tests on a whole cluster.
 //!
 //! - [`local`] is a cluster on this machine, for where no image registry can be reached;
+//! - [`suite`] is the tests;
 //! - [`images`] makes the images of the tests, without a container engine.
 //!
 //! Entry: `scripts/e2e.sh`, which builds what is needed and calls the binary `ec-e2e`.
 
 pub mod images;
 pub mod local;
+pub mod suite;

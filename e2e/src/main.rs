@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use e2e::{
     images,
-    local::{self, layout::Layout},
+    local::{self, layout::Layout, runtime},
 };
 
 #[derive(Parser)]
@@ -49,7 +49,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().map(PathBuf::from);
+    let result = if name.as_deref().and_then(Path::file_name) == Some(runtime::NAME.as_ref()) {
+        runtime::run(&arguments.collect::<Vec<_>>())
+    } else {
+        run(Cli::parse())
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -74,7 +81,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn up(layout: &Layout, programs: &Path, dist: &Path) -> anyhow::Result<()> {
     let programs = std::path::absolute(programs).context("find the working directory")?;
-    let directory = layout.root.parent().context("the cluster's directory has no parent")?.join("images");
+    let directory = layout
+        .root
+        .parent()
+        .context("the cluster's directory has no parent")?
+        .join("images");
     let archives = images::write_all(dist, &programs, &directory)?;
     local::up(layout, &programs, &archives)?;
     println!("    export KUBECONFIG={}", layout.kubeconfig().display());

@@ -54,8 +54,10 @@ pub(super) fn enter(id: &str, name: &str, pid: u32) -> anyhow::Result<()> {
             make(&place)?;
             // A v1 cpuset starts empty, and takes no process then.
             for file in ["cpuset.cpus", "cpuset.mems"] {
-                if let (true, Ok(value)) = (!place.starts_with(format!("{ROOT}/unified")), fs::read_to_string(parent.join(file)))
-                    && !value.trim().is_empty()
+                if let (true, Ok(value)) = (
+                    !place.starts_with(format!("{ROOT}/unified")),
+                    fs::read_to_string(parent.join(file)),
+                ) && !value.trim().is_empty()
                 {
                     let _ = fs::write(place.join(file), value);
                 }

@@ -59,7 +59,7 @@ pub(super) fn plan(layout: &Layout, programs: &Path, executable: &Path) -> Plan 
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-signing-key-file={}", file("service-accounts.key")),
-            format!("--service-account-key-file={}", file("service-accounts.key")),
+            format!("--service-account-key-file={}", file("service-accounts.crt")),
             format!("--client-ca-file={}", file("ca.crt")),
             format!("--tls-cert-file={}", file("apiserver.crt")),
             format!("--tls-private-key-file={}", file("apiserver.key")),
@@ -110,7 +110,8 @@ pub(super) fn plan(layout: &Layout, programs: &Path, executable: &Path) -> Plan 
 
 /// A bridge that joins the nodes, with the ways to their pods, and addresses outside the cluster.
 fn network() -> Vec<Step> {
-    let mut lines = String::from("mount -t proc proc /proc\nip link set lo up\nip link add br0 type bridge\nip link set br0 up\n");
+    let mut lines =
+        String::from("mount -t proc proc /proc\nip link set lo up\nip link add br0 type bridge\nip link set br0 up\n");
     for node in NODES {
         let _ = writeln!(lines, "ip link set {node} master br0 up");
     }

@@ -11,7 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 /// # Errors
 /// Standard input is not a listening socket.
 pub fn run(target: SocketAddr) -> anyhow::Result<()> {
-    let socket = io::stdin().as_fd().try_clone_to_owned().context("take standard input")?;
+    let socket = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("take standard input")?;
     let listener = std::net::TcpListener::from(socket);
     listener.set_nonblocking(true).context("standard input is no socket")?;
     tokio::runtime::Builder::new_current_thread()

@@ -188,7 +188,11 @@ impl Running {
 
     /// Asks politely once, then kills.
     fn stop(&mut self) {
-        let Some(pid) = self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed())) else {
+        let Some(pid) = self
+            .child
+            .as_ref()
+            .and_then(|child| Pid::from_raw(child.id().cast_signed()))
+        else {
             return;
         };
         let signal = match self.asked_to_stop {
@@ -231,7 +235,10 @@ mod tests {
     #[test]
     fn a_plan_survives_its_file() {
         let plan = Plan {
-            steps: vec![Step::run("ip link set lo up"), Step::write("/proc/sys/net/ipv4/ip_forward", "1")],
+            steps: vec![
+                Step::run("ip link set lo up"),
+                Step::write("/proc/sys/net/ipv4/ip_forward", "1"),
+            ],
             programs: vec![Program {
                 name: "etcd".to_owned(),
                 command: vec!["etcd".to_owned(), "--data-dir=x".to_owned()],

@@ -14,6 +14,7 @@ pub mod init;
 pub mod layout;
 mod node;
 mod pki;
+pub mod runtime;
 
 use std::{
     fs,
@@ -39,30 +40,50 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// # Errors
 /// Something did not start; the message names it and its log.
 pub fn up(layout: &Layout, programs: &Path, images: &[PathBuf]) -> anyhow::Result<()> {
-    anyhow::ensure!(rustix::process::geteuid().is_root(), "a local cluster needs root: it makes namespaces and cgroups");
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "a local cluster needs root: it makes namespaces and cgroups"
+    );
     down(layout)?;
     let _ = fs::remove_dir_all(&layout.logs);
     let start = Instant::now();
     // The machine's end of the way to the API server; the port is known before anything runs.
     let listener = TcpListener::bind("127.0.0.1:0").context("listen on loopback for the API server")?;
-    let server = format!("https://{}", listener.local_addr().context("read the listener's address")?);
+    let server = format!(
+        "https://{}",
+        listener.local_addr().context("read the listener's address")?
+    );
     write_files(layout, &server)?;
     for image in images {
-        let name = image.file_name().with_context(|| format!("{} is no file", image.display()))?;
+        let name = image
+            .file_name()
+            .with_context(|| format!("{} is no file", image.display()))?;
         fs::copy(image, layout.images().join(name)).with_context(|| format!("copy {}", image.display()))?;
     }
     let executable = layout.root.join("ec-e2e");
     fs::copy(std::env::current_exe().context("find this program")?, &executable)
         .with_context(|| format!("copy this program to {}", executable.display()))?;
+    let stand_in = layout.root.join(runtime::NAME);
+    fs::hard_link(&executable, &stand_in).with_context(|| format!("make {}", stand_in.display()))?;
     // Nodes see the cluster's directory, and the programs through it.
-    let control_plane = spawn(layout, CONTROL_PLANE, &executable, programs, Stdio::from(OwnedFd::from(listener)))?;
+    let control_plane = spawn(
+        layout,
+        CONTROL_PLANE,
+        &executable,
+        programs,
+        Stdio::from(OwnedFd::from(listener)),
+    )?;
     for name in NODES {
         let pid = spawn(layout, name, &executable, programs, Stdio::null())?;
         run(&format!(
             "nsenter --net=/proc/{control_plane}/ns/net ip link add name {name} type veth peer name eth0 netns {pid}"
         ))?;
     }
-    write_plan(layout, CONTROL_PLANE, &control_plane::plan(layout, programs, &executable))?;
+    write_plan(
+        layout,
+        CONTROL_PLANE,
+        &control_plane::plan(layout, programs, &executable),
+    )?;
     for (index, name) in NODES.iter().enumerate() {
         write_plan(layout, name, &node::plan(layout, index, name))?;
     }
@@ -84,10 +105,23 @@ pub fn up(layout: &Layout, programs: &Path, images: &[PathBuf]) -> anyhow::Resul
     for name in NODES {
         kubectl.until_ok(&format!("{name} to register"), &["get", "node", name])?;
     }
-    kubectl.run(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=60s"], None)?;
+    kubectl.run(
+        &["wait", "node", "--all", "--for=condition=Ready", "--timeout=60s"],
+        None,
+    )?;
     note(start, "nodes");
     kubectl.apply(DNS)?;
-    kubectl.run(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s"], None)?;
+    kubectl.run(
+        &[
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--timeout=60s",
+        ],
+        None,
+    )?;
     note(start, "DNS");
     Ok(())
 }
@@ -116,7 +150,9 @@ pub fn down(layout: &Layout) -> anyhow::Result<()> {
 pub fn pid(layout: &Layout, name: &str) -> anyhow::Result<u32> {
     let path = layout.place(name).join("pid");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}: is the cluster up?", path.display()))?;
-    text.trim().parse().with_context(|| format!("{} holds no number", path.display()))
+    text.trim()
+        .parse()
+        .with_context(|| format!("{} holds no number", path.display()))
 }
 
 /// Keeps a program from running, or lets it run again.
@@ -152,10 +188,16 @@ fn write_files(layout: &Layout, server: &str) -> anyhow::Result<()> {
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
     ];
-    authority.identity("kube-apiserver", None, &names)?.write(&place, "apiserver")?;
-    authority.identity("service-accounts", None, &[])?.write(&place, "service-accounts")?;
+    authority
+        .identity("kube-apiserver", None, &names)?
+        .write(&place, "apiserver")?;
+    authority
+        .identity("service-accounts", None, &[])?
+        .write(&place, "service-accounts")?;
     let masters = Some("system:masters");
-    authority.identity("kube-apiserver-kubelet", masters, &[])?.write(&place, "kubelet-client")?;
+    authority
+        .identity("kube-apiserver-kubelet", masters, &[])?
+        .write(&place, "kubelet-client")?;
     let admin = authority.identity("administrator", masters, &[])?;
     authority.write_kubeconfig(&layout.kubeconfig(), server, &admin)?;
     for name in ["controller-manager", "scheduler"] {
@@ -165,12 +207,17 @@ fn write_files(layout: &Layout, server: &str) -> anyhow::Result<()> {
     }
     let policy = place.join("audit-policy.json");
     fs::write(&policy, control_plane::AUDIT_POLICY).with_context(|| format!("write {}", policy.display()))?;
+    let missing = runtime::missing()?;
+    if !missing.is_empty() {
+        println!("    this machine lacks {}: containers go without", missing.join(", "));
+    }
+    let runtime = if missing.is_empty() { None } else { Some(runtime::NAME) };
     for (index, name) in NODES.iter().enumerate() {
         let place = layout.place(name);
         for directory in node::DIRECTORIES {
             make(place.join(directory))?;
         }
-        for (file, text) in node::files(layout, index, name) {
+        for (file, text) in node::files(layout, index, name, runtime) {
             let path = place.join(file);
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
@@ -195,7 +242,17 @@ fn spawn(layout: &Layout, name: &str, executable: &Path, programs: &Path, stdin:
     let log = fs::File::create(&log_path).with_context(|| format!("make {}", log_path.display()))?;
     // Signals of the terminal are not for the cluster.
     let mut command = Command::new("setsid");
-    command.args(["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--"]);
+    command.args([
+        "unshare",
+        "--net",
+        "--pid",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--fork",
+        "--kill-child=KILL",
+        "--",
+    ]);
     command
         .args(["sh", "-ec", "mount --bind \"$1\" \"$2\"; shift 2; exec \"$@\"", "sh"])
         .arg(programs)
@@ -209,7 +266,10 @@ fn spawn(layout: &Layout, name: &str, executable: &Path, programs: &Path, stdin:
     let mut outer = command.spawn().context("start unshare (package util-linux)")?;
     wait_for(&format!("{name} to start"), || {
         if let Ok(Some(status)) = outer.try_wait() {
-            return Ok(Err(anyhow::anyhow!("{name} ended with {status}, see {}", log_path.display())));
+            return Ok(Err(anyhow::anyhow!(
+                "{name} ended with {status}, see {}",
+                log_path.display()
+            )));
         }
         fs::metadata(place.join("pid")).map(|_| Ok(()))
     })?;
@@ -221,7 +281,10 @@ fn spawn(layout: &Layout, name: &str, executable: &Path, programs: &Path, stdin:
 
 fn write_plan(layout: &Layout, name: &str, plan: &init::Plan) -> anyhow::Result<()> {
     // Appears at once and whole.
-    let (part, path) = (layout.place(name).join("init.part"), layout.place(name).join("init.json"));
+    let (part, path) = (
+        layout.place(name).join("init.part"),
+        layout.place(name).join("init.json"),
+    );
     fs::write(&part, serde_json::to_vec_pretty(plan)?)
         .and_then(|()| fs::rename(&part, &path))
         .with_context(|| format!("write {}", path.display()))
@@ -250,11 +313,18 @@ fn note(start: Instant, what: &str) {
 
 /// Until every node's containerd has every archive.
 fn wait_for_images(layout: &Layout, images: &[PathBuf]) -> anyhow::Result<()> {
-    for (node, name) in NODES.iter().flat_map(|node| images.iter().filter_map(move |path| Some((node, path.file_name()?)))) {
+    for (node, name) in NODES
+        .iter()
+        .flat_map(|node| images.iter().filter_map(move |path| Some((node, path.file_name()?))))
+    {
         wait_for(&format!("{} to be in {node}", name.display()), || {
             let wanted = import::stamp(&layout.images().join(name))?;
             let found = fs::read_to_string(layout.place(node).join("imported").join(name))?;
-            if wanted == found { Ok(Ok(())) } else { Err(std::io::Error::other("an older one is there")) }
+            if wanted == found {
+                Ok(Ok(()))
+            } else {
+                Err(std::io::Error::other("an older one is there"))
+            }
         })?;
     }
     Ok(())
@@ -303,7 +373,9 @@ impl Kubectl {
     }
 
     fn until_ok(&self, what: &str, arguments: &[&str]) -> anyhow::Result<()> {
-        wait_for(what, || self.run(arguments, None).map(Ok).map_err(std::io::Error::other))
+        wait_for(what, || {
+            self.run(arguments, None).map(Ok).map_err(std::io::Error::other)
+        })
     }
 }
 

@@ -29,16 +29,19 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Files of a node's directory: name and text.
+/// Files of a node's directory: name and text. `runtime` is a program of the cluster's directory to use in place of runc.
 #[must_use]
-pub(super) fn files(layout: &Layout, index: usize, name: &str) -> Vec<(String, String)> {
+pub(super) fn files(layout: &Layout, index: usize, name: &str, runtime: Option<&str>) -> Vec<(String, String)> {
     let mut files = vec![
-        ("containerd.toml".to_owned(), containerd()),
+        ("containerd.toml".to_owned(), containerd(runtime)),
         ("lib/cni/net.d/10-bridge.conflist".to_owned(), cni(index).to_string()),
         ("kubelet.json".to_owned(), kubelet(layout, name).to_string()),
         ("kube-proxy.json".to_owned(), kube_proxy(name).to_string()),
         ("resolv.conf".to_owned(), String::new()),
-        ("machine-id".to_owned(), format!("{:032x}\n", 0xe2e0_0000_u64 + index as u64)),
+        (
+            "machine-id".to_owned(),
+            format!("{:032x}\n", 0xe2e0_0000_u64 + index as u64),
+        ),
     ];
     for (path, value) in TUNABLES {
         files.push((format!("tunables/{}", path.replace('/', ".")), format!("{value}\n")));
@@ -47,7 +50,15 @@ pub(super) fn files(layout: &Layout, index: usize, name: &str) -> Vec<(String, S
 }
 
 /// Directories of a node's directory.
-pub(super) const DIRECTORIES: [&str; 7] = ["run", "lib/cni/net.d", "log/pods", "tunables", "stopped", "programs", "imported"];
+pub(super) const DIRECTORIES: [&str; 7] = [
+    "run",
+    "lib/cni/net.d",
+    "log/pods",
+    "tunables",
+    "stopped",
+    "programs",
+    "imported",
+];
 
 /// The steps and programs of the node with this index and name.
 #[must_use]
@@ -94,7 +105,11 @@ fn steps(layout: &Layout, index: usize, name: &str) -> Vec<Step> {
         root = layout.root.display()
     );
     for (path, _) in TUNABLES {
-        let _ = writeln!(lines, "mount --bind {here}/tunables/{} /proc/sys/{path}", path.replace('/', "."));
+        let _ = writeln!(
+            lines,
+            "mount --bind {here}/tunables/{} /proc/sys/{path}",
+            path.replace('/', ".")
+        );
     }
     let mut steps: Vec<Step> = lines.lines().map(Step::run).collect();
     if std::path::Path::new("/etc/machine-id").exists() {
@@ -148,7 +163,10 @@ fn network(index: usize) -> String {
     lines
 }
 
-fn containerd() -> String {
+fn containerd(runtime: Option<&str>) -> String {
+    let binary = runtime
+        .map(|name| format!("BinaryName = \"{SEEN}/{name}\""))
+        .unwrap_or_default();
     format!(
         r#"version = 2
 root = "/var/lib/containerd"
@@ -160,6 +178,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   path = "/var/lib/containerd/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
@@ -167,6 +186,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        {binary}
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/var/lib/cni/net.d"

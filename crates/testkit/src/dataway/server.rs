@@ -62,6 +62,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/_stub/fault", post(set_fault).get(get_fault))
         .route("/_stub/summary", get(summary))
         .route("/_stub/points", get(points))
+        .route("/_stub/page", get(page))
         .route("/_stub/sums", get(sums))
         .with_state(shared)
         .into_make_service_with_connect_info::<Cut>();
@@ -301,6 +302,12 @@ async fn points(State(shared): State<Arc<Shared>>, Query(query): Query<HashMap<S
         Ok(limit) => json(&shared.store.lock().points(limit)),
         Err(error) => (StatusCode::BAD_REQUEST, format!("limit: {error}\n")).into_response(),
     }
+}
+
+async fn page(State(shared): State<Arc<Shared>>, Query(query): Query<HashMap<String, u64>>) -> Response {
+    let number = |key, default| query.get(key).copied().unwrap_or(default);
+    let limit = usize::try_from(number("limit", 1000)).unwrap_or(usize::MAX);
+    json(&shared.store.lock().page(number("from", 0), limit))
 }
 
 async fn sums(State(shared): State<Arc<Shared>>) -> Response {

@@ -61,6 +61,17 @@ pub struct SumRow {
     pub fields: BTreeMap<String, i128>,
 }
 
+/// Kept points from a number on; see [`Store::page`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Page {
+    /// Number to go on with.
+    pub next: u64,
+    /// Points from the number asked for that are not kept any more.
+    pub missed: u64,
+    /// Oldest first.
+    pub points: Vec<Point>,
+}
+
 /// A checked body.
 #[derive(Debug)]
 pub(super) struct Accepted {
@@ -181,6 +192,19 @@ impl Store {
             .collect()
     }
 
+    /// At most `limit` kept points from number `from` on; the first point that ever came has number 0.
+    pub(super) fn page(&self, from: u64, limit: usize) -> Page {
+        let first = self.summary.points - self.points.len() as u64;
+        let start = from.max(first);
+        let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
+        let points: Vec<Point> = self.points.iter().skip(skip).take(limit).cloned().collect();
+        Page {
+            next: start + points.len() as u64,
+            missed: start - from,
+            points,
+        }
+    }
+
     pub(super) fn sums(&self) -> Vec<SumRow> {
         self.sums
             .iter()
@@ -193,5 +217,29 @@ impl Store {
                 fields: fields.clone(),
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(id: usize, times: std::ops::Range<i64>) -> Accepted {
+        let points = times.map(|time| Point { time, ..Point::default() }).collect();
+        Accepted { id: id.to_string(), points, gzip: false, raw: 0, wire: 0 }
+    }
+
+    #[test]
+    fn pages_go_on_where_the_last_ended_and_tell_what_is_gone() {
+        let mut store = Store::new(3);
+        store.accept(body(1, 0..2));
+        let page = store.page(0, 10);
+        assert_eq!((page.next, page.missed, page.points.len()), (2, 0, 2));
+        assert_eq!(store.page(page.next, 10), Page { next: 2, ..Page::default() });
+        store.accept(body(2, 2..7));
+        let page = store.page(page.next, 2);
+        assert_eq!((page.next, page.missed), (6, 2));
+        assert_eq!(page.points.iter().map(|point| point.time).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(store.page(page.next, 2).points.first().map(|point| point.time), Some(6));
     }
 }

@@ -1,0 +1,7 @@
+//! The tests, against any cluster that a kubeconfig names.
+//!
+//! - [`api`] asks the API server, [`stub`] reads what arrived at the DataWay stub, [`workloads`] makes manifests.
+
+pub mod api;
+pub mod stub;
+pub mod workloads;
