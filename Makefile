@@ -12,10 +12,10 @@ ENV := . scripts/lib.sh;
 # Arguments for the program behind a target: make demo ARGS="..."
 ARGS ?=
 
-.PHONY: help setup setup-build build demo test bench fmt lint deny vm dist image docs clean
+.PHONY: help setup setup-build build demo test bench fmt lint deny vm dist e2e image docs clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 setup: ## Install everything that building and testing need (Debian 12/13, Ubuntu 22.04+)
 	@scripts/setup.sh all
@@ -50,6 +50,9 @@ vm: setup ## Run a program on every kernel: make vm ARGS="-- target/release/node
 
 dist: setup-build ## Build the static programs into dist/
 	@$(ENV) cargo xtask dist $(ARGS)
+
+e2e: setup ## Run the tests on a whole cluster (needs root or sudo); `make e2e ARGS="--only names"` runs some
+	@scripts/e2e.sh all $(ARGS)
 
 image: setup dist ## Build the image from dist/ and run it
 	@scripts/image.sh

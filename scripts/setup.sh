@@ -21,6 +21,7 @@ TEST_PACKAGES=(
     debian-archive-keyring kmod qemu-system-x86 xz-utils zstd # kernels in QEMU
     libcap2-bin tshark util-linux                             # native tests
     docker.io                                                 # the image
+    containerd containernetworking-plugins iptables runc      # a local cluster
 )
 
 main() {
@@ -92,11 +93,14 @@ missing_programs() {
     if [[ $WHAT == all ]]; then
         # Some are in directories that only root has on PATH.
         local PATH=$PATH:/usr/sbin:/sbin
-        programs+=(depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
+        programs+=(containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
     fi
     for program in "${programs[@]}"; do
         have "$program" || { echo "$program" && missing=1; }
     done
+    if [[ $WHAT == all && ! -x /usr/lib/cni/bridge ]]; then
+        echo "/usr/lib/cni/bridge" && missing=1
+    fi
     return $missing
 }
 

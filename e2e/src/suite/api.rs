@@ -47,7 +47,7 @@ pub async fn apply(client: &Client, manifests: &[Value]) -> anyhow::Result<()> {
         let parameters = PatchParams::apply(MANAGER).force();
         api.patch(&name, &parameters, &Patch::Apply(manifest))
             .await
-            .with_context(|| format!("apply {} {name}", manifest["kind"]))?;
+            .with_context(|| format!("apply {} {name}", kind_of(manifest)))?;
     }
     Ok(())
 }
@@ -66,7 +66,7 @@ pub async fn delete(client: &Client, manifests: &[Value], grace: Option<u32>) ->
         match api.delete(&name, &parameters).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(error).with_context(|| format!("delete {} {name}", manifest["kind"])),
+            Err(error) => return Err(error).with_context(|| format!("delete {} {name}", kind_of(manifest))),
         }
     }
     Ok(())
@@ -80,7 +80,11 @@ pub async fn get(client: &Client, manifest: &Value) -> anyhow::Result<DynamicObj
     let (api, name) = place(client, manifest).await?;
     api.get(&name)
         .await
-        .with_context(|| format!("read {} {name}", manifest["kind"]))
+        .with_context(|| format!("read {} {name}", kind_of(manifest)))
+}
+
+fn kind_of(manifest: &Value) -> &str {
+    manifest.get("kind").and_then(Value::as_str).unwrap_or_default()
 }
 
 async fn place(client: &Client, manifest: &Value) -> anyhow::Result<(Api<DynamicObject>, String)> {
@@ -89,7 +93,12 @@ async fn place(client: &Client, manifest: &Value) -> anyhow::Result<(Api<Dynamic
     let (resource, capabilities) = discovery::pinned_kind(client, &kind)
         .await
         .with_context(|| format!("ask the API server about {}", types.kind))?;
-    let text = |key: &str| manifest["metadata"][key].as_str().map(str::to_owned);
+    let text = |key: &str| {
+        manifest
+            .pointer(&format!("/metadata/{key}"))?
+            .as_str()
+            .map(str::to_owned)
+    };
     let name = text("name").with_context(|| format!("a {} without a name", types.kind))?;
     let api = match (capabilities.scope, text("namespace")) {
         (discovery::Scope::Namespaced, Some(namespace)) => Api::namespaced_with(client.clone(), &namespace, &resource),

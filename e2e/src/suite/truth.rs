@@ -225,10 +225,15 @@ impl Truth {
     /// An endpoint slice: which service is in front of which addresses.
     pub fn see_slice(&mut self, slice: &EndpointSlice) {
         let labels = slice.metadata.labels.iter().flatten();
-        let service = labels.filter(|(key, _)| *key == "kubernetes.io/service-name").map(|(_, name)| name);
+        let service = labels
+            .filter(|(key, _)| *key == "kubernetes.io/service-name")
+            .map(|(_, name)| name);
         let namespace = slice.metadata.namespace.clone().unwrap_or_default();
         for (service, address) in service.flat_map(|service| {
-            let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter());
+            let addresses = slice
+                .endpoints
+                .iter()
+                .flat_map(|endpoint| endpoint.addresses.iter());
             addresses.map(move |address| (service, address))
         }) {
             if let Ok(ip) = address.parse() {
@@ -246,7 +251,11 @@ impl Truth {
             .pods
             .values()
             .filter(|pod| !pod.host_network && pod.to == i64::MAX && pod.names.namespace == namespace)
-            .filter(|pod| pod.ips.iter().any(|ip| self.backs.get(&(namespace.clone(), *ip)) == Some(&name)))
+            .filter(|pod| {
+                pod.ips
+                    .iter()
+                    .any(|ip| self.backs.get(&(namespace.clone(), *ip)) == Some(&name))
+            })
             .map(|pod| pod.names.workload.as_str())
             .collect();
         workloads.sort_unstable();
@@ -260,7 +269,11 @@ impl Truth {
                 _ => NONE.to_owned(),
             },
         };
-        let balancer = service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|it| &it.ingress);
+        let balancer = service
+            .status
+            .iter()
+            .flat_map(|status| &status.load_balancer)
+            .flat_map(|it| &it.ingress);
         let addresses = spec
             .cluster_ips
             .iter()
@@ -293,7 +306,11 @@ impl Truth {
         let when = (row.time - interval - ROUNDING_NS, row.time + ROUNDING_NS);
         [("src", self.local(row, when)), ("dst", self.remote(row, when))].map(|(side, expected)| {
             let said = Names::of(row, side);
-            let verdict = expected.iter().map(|one| said.compare(one)).min().unwrap_or(Verdict::Wrong);
+            let verdict = expected
+                .iter()
+                .map(|one| said.compare(one))
+                .min()
+                .unwrap_or(Verdict::Wrong);
             Judged {
                 verdict,
                 said,
@@ -306,7 +323,10 @@ impl Truth {
     #[must_use]
     pub fn namespace_of(&self, row: &Row) -> Option<&str> {
         let process = row.tag("process_name");
-        let pod = self.pods.values().find(|pod| pod.containers.iter().any(|name| name == process))?;
+        let pod = self
+            .pods
+            .values()
+            .find(|pod| pod.containers.iter().any(|name| name == process))?;
         Some(&pod.names.namespace)
     }
 
@@ -341,7 +361,11 @@ impl Truth {
         let Some(node) = self.nodes.get(&ip) else {
             return vec![Names::none()];
         };
-        let port = row.tag("dst_port").parse().ok().map(|port: u16| (port, row.tag("transport").to_owned()));
+        let port = row
+            .tag("dst_port")
+            .parse()
+            .ok()
+            .map(|port: u16| (port, row.tag("transport").to_owned()));
         if let Some(service) = port.as_ref().and_then(|port| self.node_ports.get(port)) {
             return vec![service.clone()];
         }
@@ -351,7 +375,11 @@ impl Truth {
             .filter(|pod| port.as_ref().is_some_and(|port| pod.ports.contains(port)))
             .map(|pod| pod.names.clone())
             .collect();
-        if declared.is_empty() { vec![Names::node(node)] } else { declared }
+        if declared.is_empty() {
+            vec![Names::node(node)]
+        } else {
+            declared
+        }
     }
 
     fn holders(&self, ip: Option<IpAddr>, when: (i64, i64)) -> Vec<Names> {
@@ -362,7 +390,9 @@ impl Truth {
     }
 
     fn pods_then(&self, (first, last): (i64, i64)) -> impl Iterator<Item = &PodFact> {
-        self.pods.values().filter(move |pod| pod.from <= last && first <= pod.to)
+        self.pods
+            .values()
+            .filter(move |pod| pod.from <= last && first <= pod.to)
     }
 
     fn with_service(&self, pod: &PodFact) -> Names {

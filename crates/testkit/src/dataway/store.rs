@@ -225,8 +225,19 @@ mod tests {
     use super::*;
 
     fn body(id: usize, times: std::ops::Range<i64>) -> Accepted {
-        let points = times.map(|time| Point { time, ..Point::default() }).collect();
-        Accepted { id: id.to_string(), points, gzip: false, raw: 0, wire: 0 }
+        let points = times
+            .map(|time| Point {
+                time,
+                ..Point::default()
+            })
+            .collect();
+        Accepted {
+            id: id.to_string(),
+            points,
+            gzip: false,
+            raw: 0,
+            wire: 0,
+        }
     }
 
     #[test]
@@ -235,7 +246,13 @@ mod tests {
         store.accept(body(1, 0..2));
         let page = store.page(0, 10);
         assert_eq!((page.next, page.missed, page.points.len()), (2, 0, 2));
-        assert_eq!(store.page(page.next, 10), Page { next: 2, ..Page::default() });
+        assert_eq!(
+            store.page(page.next, 10),
+            Page {
+                next: 2,
+                ..Page::default()
+            }
+        );
         store.accept(body(2, 2..7));
         let page = store.page(page.next, 2);
         assert_eq!((page.next, page.missed), (6, 2));
