@@ -18,7 +18,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use crate::{drift, names};
+use crate::{drift, metrics::Metrics, names};
 
 /// A request to the API server failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,30 @@ pub struct ClusterError {
 pub struct Applied {
     /// The objects as the API server holds them now, in the order of the manifests.
     pub live: Vec<Value>,
-    /// What was written: kind, name and why.
-    pub written: Vec<String>,
+    /// What was written.
+    pub written: Vec<Written>,
+}
+
+/// An object that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Why it was.
+    pub why: Why,
+}
+
+/// Why an object was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It did not exist.
+    Missing,
+    /// Something else is wanted than was applied last.
+    Changed,
+    /// Somebody else changed it, at this path.
+    Drifted(String),
 }
 
 /// Kinds of the manifests, each with whether it is in a namespace.
@@ -68,7 +90,12 @@ pub fn kinds() -> [(ApiResource, bool); 10] {
 ///
 /// # Errors
 /// [`ClusterError`] of the first request that failed; what came before it stays applied.
-pub async fn apply(client: &Client, namespace: &str, manifests: &[Value]) -> Result<Applied, ClusterError> {
+pub async fn apply(
+    client: &Client,
+    namespace: &str,
+    manifests: &[Value],
+    metrics: &Metrics,
+) -> Result<Applied, ClusterError> {
     let mut applied = Applied::default();
     let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
     for manifest in manifests {
@@ -85,13 +112,19 @@ pub async fn apply(client: &Client, namespace: &str, manifests: &[Value]) -> Res
                     applied.live.push(live);
                     continue;
                 }
-                Err(path) => format!("{path} differs"),
+                Err(_) if drift::applied_hash(manifest) != drift::applied_hash(&live) => Why::Changed,
+                Err(path) => Why::Drifted(path),
             },
-            None => "missing".to_owned(),
+            None => Why::Missing,
         };
         let written = api.patch(name, &parameters, &Patch::Apply(manifest)).await;
         applied.live.push(json(&written.map_err(failed("apply", kind, name))?));
-        applied.written.push(format!("{kind} {name}: {why}"));
+        metrics.wrote(kind, "apply");
+        applied.written.push(Written {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            why,
+        });
     }
     Ok(applied)
 }
@@ -106,6 +139,7 @@ pub async fn prune(
     instance: &str,
     uid: &str,
     manifests: &[Value],
+    metrics: &Metrics,
 ) -> Result<Vec<String>, ClusterError> {
     let mut removed = Vec::new();
     let ours = ListParams::default().labels(&names::everything(instance));
@@ -130,13 +164,28 @@ pub async fn prune(
                 ..DeleteParams::background()
             };
             match api.delete(&name, &parameters).await {
-                Ok(_) => removed.push(format!("{kind} {name}")),
+                Ok(_) => {
+                    metrics.wrote(&kind, "delete");
+                    removed.push(format!("{kind} {name}"));
+                }
                 Err(kube::Error::Api(status)) if status.is_not_found() => {}
                 Err(error) => return Err(failed("delete", &kind, &name)(error)),
             }
         }
     }
     Ok(removed)
+}
+
+/// The object `name` of a kind among [`kinds`] that is in a namespace, if there is one.
+///
+/// # Errors
+/// [`ClusterError`] when the request failed.
+pub async fn read(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>, ClusterError> {
+    let Some((resource, namespaced)) = kinds().into_iter().find(|(resource, _)| resource.kind == kind) else {
+        return Ok(None);
+    };
+    let live = api(client, namespace, &resource, namespaced).get_opt(name).await;
+    Ok(live.map_err(failed("read", kind, name))?.map(|live| json(&live)))
 }
 
 /// Makes a [`ClusterError`] of a failed request.
@@ -163,6 +212,19 @@ fn json(object: &DynamicObject) -> Value {
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+// === impl Written ===
+
+impl Written {
+    /// Kind and name, and where it differed.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match &self.why {
+            Why::Missing | Why::Changed => format!("{} {}", self.kind, self.name),
+            Why::Drifted(path) => format!("{} {} ({path})", self.kind, self.name),
+        }
+    }
 }
 
 // === impl ClusterError ===

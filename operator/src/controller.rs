@@ -1,10 +1,15 @@
 //! The loop: one object of the cluster becomes pods, and its status tells how that went.
 //!
 //! Data flow: watched `EbpfCollector` and what it owns ▶ [`reconcile`] ▶ checks, Secrets, manifests ([`crate::cluster`]) ▶
-//! status. Entry: [`run`]. Of several objects the oldest is served; the others get a condition. A failed reconciliation is
+//! status and Events. Entry: [`run`]. Of several objects the oldest is served; the others get a condition. A failed reconciliation is
 //! tried again after a pause of its own object that doubles up to [`PAUSE_MAX`].
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use api::collector::{EbpfCollector, condition_reason as reason};
 use futures::StreamExt as _;
@@ -29,20 +34,22 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    certificates::{IssueError, Material, Policy},
+    certificates::{Existing, IssueError, Material, Policy},
     cluster::{self, ClusterError, failed},
     desired::{self, Inputs},
+    events::{self, Deeds, Events},
     inputs::{self, InputsError, Observed, Settings},
+    metrics::{Metrics, Outcome},
     names,
     overview::{self, Summary, Total},
     secrets,
-    status::{self, Finding},
+    status::{self, Finding, Held, Running},
 };
 
 /// How often an object is looked at although nothing changed, and the aggregator is asked: each answer is a write.
 const POLL: Duration = Duration::from_secs(60);
-/// How soon an object is looked at again that waits for something that is not watched.
-const HELD: Duration = Duration::from_secs(15);
+/// How soon an object is looked at again that waits for something that is not watched: a Secret, a first delivery.
+const SOON: Duration = Duration::from_secs(15);
 /// First pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest pause after failures.
@@ -50,7 +57,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// First pause after the API server refused a request: the same request will not be accepted soon.
 const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 /// Reason of conditions when the API server refuses what the operator applies.
-const APPLY_REFUSED: &str = "ApplyRefused";
+pub(crate) const APPLY_REFUSED: &str = "ApplyRefused";
+const KIND: &str = "EbpfCollector";
 
 /// A reconciliation did not get to its end.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,9 @@ pub struct Context {
     pub settings: Settings,
     /// Lives of certificates.
     pub policy: Policy,
+    /// What it counts.
+    pub metrics: Metrics,
+    events: Events,
     /// Failures in a row, by object; entries go with the object or with success.
     failures: Mutex<BTreeMap<String, u32>>,
     /// What the aggregator of the object served told last.
@@ -164,79 +175,123 @@ pub async fn reconcile(
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, ReconcileError> {
-    let name = object.name_any();
-    if object.metadata.deletion_timestamp.is_some() {
-        // What it owns goes with it.
-        context.failures.lock().remove(&name);
-        return Ok(Action::await_change());
-    }
-    let found = find(object, all, context, now).await;
-    let finding = match &found {
-        Ok(finding) => finding.clone(),
-        Err(ReconcileError::Cluster(error)) if error.is_refused() => Finding::Held {
-            reason: APPLY_REFUSED,
-            message: error.to_string(),
-        },
-        Err(_) => return found.map(|_| Action::await_change()),
+    let started = Instant::now();
+    let result = round(object, all, context, now).await;
+    let outcome = match &result {
+        Ok(Some(finding)) if finding.held.is_some() => Outcome::Held,
+        Ok(_) => Outcome::Applied,
+        Err(_) => Outcome::Failed,
     };
-    let status = status::status(object, &finding, now);
-    if object.status.as_ref() != Some(&status) {
-        let body = json!({
-            "apiVersion": "ebpfcollector.io/v1alpha1",
-            "kind": "EbpfCollector",
-            "metadata": { "name": name },
-            "status": status,
-        });
-        let api: Api<EbpfCollector> = Api::all(context.client.clone());
-        let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
-        api.patch_status(&name, &parameters, &Patch::Apply(&body))
-            .await
-            .map_err(failed("write the status of", "EbpfCollector", &name))?;
-    }
-    found?;
-    context.failures.lock().remove(&name);
-    Ok(Action::requeue(match finding {
-        Finding::Held { .. } => HELD,
-        Finding::Applied { .. } => POLL,
-    }))
+    context.metrics.reconciled(outcome, started.elapsed().as_secs_f64());
+    let name = object.name_any();
+    Ok(match result? {
+        // What it owns goes with it.
+        None => {
+            context.failures.lock().remove(&name);
+            Action::await_change()
+        }
+        Some(finding) => {
+            context.failures.lock().remove(&name);
+            Action::requeue(if finding.held.is_some() || !settled(&finding) {
+                SOON
+            } else {
+                POLL
+            })
+        }
+    })
 }
 
-async fn find(
+/// Whether there is nothing to wait for but the next change.
+fn settled(finding: &Finding) -> bool {
+    let told = finding.running.as_ref().map(|running| running.overview.as_ref());
+    told.is_none_or(|told| told.is_ok_and(|summary| summary.last_delivery.is_some()))
+}
+
+/// One reconciliation with its status and Events; none if the object is gone or going.
+async fn round(
     object: &EbpfCollector,
     all: &[Arc<EbpfCollector>],
     context: &Context,
     now: Timestamp,
+) -> Result<Option<Finding>, ReconcileError> {
+    let name = object.name_any();
+    let api: Api<EbpfCollector> = Api::all(context.client.clone());
+    // What the watch brought may be older than the status that the reconciliation before wrote.
+    let read = api.get_opt(&name).await;
+    let Some(object) = read.map_err(failed("read", KIND, &name))? else {
+        return Ok(None);
+    };
+    if object.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let mut deeds = Deeds::default();
+    let (finding, refused) = match serve(&object, all, context, now, &mut deeds).await {
+        Ok(finding) => (finding, None),
+        Err(ReconcileError::Cluster(error)) if error.is_refused() => {
+            let held = Held {
+                reason: APPLY_REFUSED,
+                message: error.to_string(),
+            };
+            let running = observe(&object, context, now).await.ok().flatten();
+            let held = Some(held);
+            (Finding { held, running }, Some(ReconcileError::Cluster(error)))
+        }
+        Err(error) => return Err(error),
+    };
+    let status = status::status(&object, &finding, now);
+    let notices = events::notices(object.status.as_ref(), &status, &deeds);
+    if object.status.as_ref() != Some(&status) {
+        let body = json!({
+            "apiVersion": "ebpfcollector.io/v1alpha1",
+            "kind": KIND,
+            "metadata": { "name": name },
+            "status": status,
+        });
+        let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+        api.patch_status(&name, &parameters, &Patch::Apply(&body))
+            .await
+            .map_err(failed("write the status of", KIND, &name))?;
+        context.metrics.wrote(KIND, "status");
+    }
+    context.events.publish(&object, notices).await;
+    refused.map_or(Ok(Some(finding)), Err)
+}
+
+/// Brings the cluster to what `object` says, if it may be; tells what was found.
+async fn serve(
+    object: &EbpfCollector,
+    all: &[Arc<EbpfCollector>],
+    context: &Context,
+    now: Timestamp,
+    deeds: &mut Deeds,
 ) -> Result<Finding, ReconcileError> {
     let Context { client, settings, .. } = context;
     let (name, namespace) = (object.name_any(), settings.namespace.as_str());
-    let held = |reason, message| Ok(Finding::Held { reason, message });
     if let Some(first) = all.iter().map(Arc::as_ref).chain([object]).min_by_key(|it| age(it))
         && first.name_any() != name
     {
         let first = first.name_any();
-        let message = format!("EbpfCollector {first} is older and is served; delete one of the two");
-        return held(reason::CONFLICT, message);
+        let held = Held {
+            reason: reason::CONFLICT,
+            message: format!("EbpfCollector {first} is older and is served; delete one of the two"),
+        };
+        return Ok(Finding {
+            held: Some(held),
+            running: None,
+        });
     }
-    if let Err(errors) = object.spec.validate() {
-        return held(reason::INVALID_SPEC, errors.to_string());
-    }
-    let mut token_hash = None;
-    if let Some(reference) = inputs::token_reference(object) {
-        let (secret, key) = (reference.name.clone().unwrap_or_default(), inputs::token_key(reference));
-        token_hash = secrets::token_hash(client, namespace, &secret, key).await?;
-        if token_hash.is_none() {
-            let message = format!(
-                "Secret {secret} in namespace {namespace} has no token at key {key}; spec.dataway.tokenSecretRef names it"
-            );
-            return held(reason::SECRET_MISSING, message);
+    let token_hash = match check(object, context).await? {
+        Ok(token_hash) => token_hash,
+        Err(held) => {
+            renew(object, context, now, deeds).await?;
+            let held = Some(held);
+            let running = observe(object, context, now).await?;
+            return Ok(Finding { held, running });
         }
-    }
+    };
     let existing = secrets::existing(client, namespace, &name).await?;
-    let material = Material::plan(existing, &names::server_names(&name, namespace), &context.policy, now)?;
-    for change in &material.changes {
-        tracing::info!(object = name, ?change, "certificates change");
-    }
-    // The first round makes the Service, if it is new; the second gives its address to the agents.
+    let material = context.plan(existing, &name, now, deeds)?;
+    // The first round makes the Service, if it is new; the second gives its address to the pods.
     let mut address: Option<IpAddr> = None;
     loop {
         let observed = Observed {
@@ -247,18 +302,14 @@ async fn find(
         let inputs = match inputs::inputs(object, settings, observed) {
             Ok(inputs) => inputs,
             Err(error @ (InputsError::Invalid(_) | InputsError::NotStored(_))) => {
-                return held(reason::INVALID_SPEC, error.to_string());
+                let held = Some(invalid(&error));
+                return Ok(Finding { held, running: None });
             }
         };
         let manifests = desired::desired(&inputs);
-        let applied = cluster::apply(client, namespace, &manifests).await?;
-        for write in &applied.written {
-            tracing::info!(object = name, write, "applied");
-        }
+        let live = context.apply(&name, &manifests, deeds).await?;
         let live = |kind: &str| {
-            applied
-                .live
-                .iter()
+            live.iter()
                 .find(|live| live.get("kind").is_some_and(|it| it == kind))
                 .cloned()
         };
@@ -267,29 +318,88 @@ async fn find(
             address = now_at;
             continue;
         }
-        // Before the address is known the agents are not among the manifests, and still wanted.
+        // Before the address is known the pods are not among the manifests, and still wanted.
         if address.is_some() {
-            for removed in cluster::prune(client, namespace, &name, &inputs.uid, &manifests).await? {
+            let removed = cluster::prune(client, namespace, &name, &inputs.uid, &manifests, &context.metrics).await?;
+            for removed in &removed {
                 tracing::info!(object = name, removed, "removed, as it is no longer wanted");
             }
+            deeds.removed.extend(removed);
         }
-        let mut missing = inputs::without_effect(object);
-        missing.extend(object.spec.features_not_built().unwrap_or_default());
-        let aggregator = live("StatefulSet");
-        let ready = aggregator
-            .as_ref()
-            .and_then(|it| it.pointer("/status/readyReplicas")?.as_i64());
-        let overview = match address.filter(|_| ready.is_some_and(|ready| ready > 0)) {
-            Some(address) => context.ask(&inputs, address, now).await,
-            None => Err("the aggregator's pod is not ready".to_owned()),
-        };
-        return Ok(Finding::Applied {
-            agents: live("DaemonSet"),
-            aggregator,
-            missing,
-            overview,
+        let running = context
+            .running(object, live("DaemonSet"), live("StatefulSet"), address, &material, now)
+            .await;
+        return Ok(Finding {
+            held: None,
+            running: Some(running),
         });
     }
+}
+
+/// Whether the object can be served: the hash of its DataWay token, if it names one, or why it cannot.
+async fn check(object: &EbpfCollector, context: &Context) -> Result<Result<Option<String>, Held>, ReconcileError> {
+    if let Err(errors) = object.spec.validate() {
+        return Ok(Err(invalid(&errors)));
+    }
+    let Some(reference) = inputs::token_reference(object) else {
+        return Ok(Ok(None));
+    };
+    let namespace = context.settings.namespace.as_str();
+    let (secret, key) = (reference.name.clone().unwrap_or_default(), inputs::token_key(reference));
+    let hash = secrets::token_hash(&context.client, namespace, &secret, key).await?;
+    Ok(hash.map(Some).ok_or_else(|| Held {
+        reason: reason::SECRET_MISSING,
+        message: format!(
+            "Secret {secret} in namespace {namespace} has no token at key {key}; spec.dataway.tokenSecretRef names it"
+        ),
+    }))
+}
+
+fn invalid(error: &impl std::fmt::Display) -> Held {
+    Held {
+        reason: reason::INVALID_SPEC,
+        message: error.to_string(),
+    }
+}
+
+/// Renews the certificates of a held object, if it has any: what runs goes on, and must not lose its connections.
+async fn renew(
+    object: &EbpfCollector,
+    context: &Context,
+    now: Timestamp,
+    deeds: &mut Deeds,
+) -> Result<(), ReconcileError> {
+    let (name, namespace) = (object.name_any(), &context.settings.namespace);
+    let existing = secrets::existing(&context.client, namespace, &name).await?;
+    let (Some(uid), true) = (object.uid(), existing.authority.is_some()) else {
+        return Ok(());
+    };
+    let material = context.plan(existing, &name, now, deeds)?;
+    let manifests = desired::certificates(&Inputs::bare(&name, &uid, namespace, material));
+    context.apply(&name, &manifests, deeds).await?;
+    Ok(())
+}
+
+/// What runs of a held object; none if nothing was ever made of it.
+async fn observe(object: &EbpfCollector, context: &Context, now: Timestamp) -> Result<Option<Running>, ReconcileError> {
+    let Context { client, settings, .. } = context;
+    let (name, namespace) = (object.name_any(), settings.namespace.as_str());
+    let aggregator = names::aggregator(&name);
+    let agents = cluster::read(client, namespace, "DaemonSet", &names::agent(&name)).await?;
+    let service = cluster::read(client, namespace, "Service", &aggregator).await?;
+    let aggregator = cluster::read(client, namespace, "StatefulSet", &aggregator).await?;
+    if agents.is_none() && aggregator.is_none() {
+        return Ok(None);
+    }
+    let existing = secrets::existing(client, namespace, &name).await?;
+    let Some(material) = existing.whole() else {
+        return Ok(None);
+    };
+    let address = service.as_ref().and_then(cluster_ip);
+    let running = context
+        .running(object, agents, aggregator, address, &material, now)
+        .await;
+    Ok(Some(running))
 }
 
 /// What the order of objects goes by: the oldest first, by name where that is not enough.
@@ -304,29 +414,95 @@ fn cluster_ip(service: &Value) -> Option<IpAddr> {
 // === impl Context ===
 
 impl Context {
-    /// With the usual lives of certificates.
+    /// With the usual lives of certificates. `instance` is the operator's pod.
     #[must_use]
-    pub fn new(client: Client, settings: Settings) -> Self {
+    pub fn new(client: Client, settings: Settings, instance: Option<String>, metrics: Metrics) -> Self {
         Self {
+            events: Events::new(client.clone(), instance, metrics.clone()),
             client,
             settings,
             policy: Policy::default(),
+            metrics,
             failures: Mutex::default(),
             told: Mutex::default(),
         }
     }
 
-    /// What the aggregator tells; what it told less than [`POLL`] ago is still good.
-    async fn ask(&self, inputs: &Inputs, address: IpAddr, now: Timestamp) -> Result<Summary, String> {
-        let before = self.told.lock().clone().filter(|told| told.uid == inputs.uid);
+    /// The certificates that the object `name` must have.
+    fn plan(&self, existing: Existing, name: &str, now: Timestamp, deeds: &mut Deeds) -> Result<Material, IssueError> {
+        let server_names = names::server_names(name, &self.settings.namespace);
+        let material = Material::plan(existing, &server_names, &self.policy, now)?;
+        for change in &material.changes {
+            tracing::info!(object = name, ?change, "certificates change");
+        }
+        self.metrics.certificates(&material);
+        deeds.certificates.extend(material.changes.iter().cloned());
+        Ok(material)
+    }
+
+    /// Applies manifests of the object `name`; returns the live objects.
+    async fn apply(&self, name: &str, manifests: &[Value], deeds: &mut Deeds) -> Result<Vec<Value>, ClusterError> {
+        let applied = cluster::apply(&self.client, &self.settings.namespace, manifests, &self.metrics).await?;
+        for write in &applied.written {
+            tracing::info!(object = name, write = write.shown(), why = ?write.why, "applied");
+        }
+        deeds.written.extend(applied.written);
+        Ok(applied.live)
+    }
+
+    /// What runs, with what the aggregator tells of it.
+    async fn running(
+        &self,
+        object: &EbpfCollector,
+        agents: Option<Value>,
+        aggregator: Option<Value>,
+        address: Option<IpAddr>,
+        material: &Material,
+        now: Timestamp,
+    ) -> Running {
+        let mut missing = inputs::without_effect(object);
+        missing.extend(object.spec.features_not_built().unwrap_or_default());
+        let ready = aggregator
+            .as_ref()
+            .and_then(|it| it.pointer("/status/readyReplicas")?.as_i64());
+        let overview = match address.filter(|_| ready.is_some_and(|ready| ready > 0)) {
+            Some(address) => self.ask(object, address, material, now).await,
+            None => Err("the aggregator's pod is not ready".to_owned()),
+        };
+        Running {
+            agents,
+            aggregator,
+            missing,
+            overview,
+        }
+    }
+
+    /// What the aggregator tells; what it told lately is still good.
+    async fn ask(
+        &self,
+        object: &EbpfCollector,
+        address: IpAddr,
+        material: &Material,
+        now: Timestamp,
+    ) -> Result<Summary, String> {
+        let uid = object.uid().unwrap_or_default();
+        let generation = object.metadata.generation.unwrap_or_default();
+        let before = self.told.lock().clone().filter(|told| told.uid == uid);
         // Some leeway, so that the next look at the object is not just too early.
-        let fresh = |told: &Told| now.duration_since(told.at).as_secs_f64() < POLL.as_secs_f64() * 0.9;
-        if let Some(told) = before.as_ref().filter(|told| fresh(told)) {
+        let fresh = |told: &&Told| {
+            let settled = told
+                .overview
+                .as_ref()
+                .is_ok_and(|told| told.last_delivery.is_some() && told.behind(generation) == 0);
+            let period = if settled { POLL } else { SOON };
+            now.duration_since(told.at).as_secs_f64() < period.as_secs_f64() * 0.9
+        };
+        if let Some(told) = before.as_ref().filter(fresh) {
             return told.overview.clone();
         }
-        let server_names = names::server_names(&inputs.name, &inputs.namespace);
+        let server_names = names::server_names(&object.name_any(), &self.settings.namespace);
         let server_name = server_names.first().map(String::as_str).unwrap_or_default();
-        let answer = overview::fetch(overview::endpoint(address), server_name, &inputs.material).await;
+        let answer = overview::fetch(overview::endpoint(address), server_name, material).await;
         let total = before.and_then(|told| told.total);
         let (overview, total) = match answer {
             Ok(report) => {
@@ -336,7 +512,7 @@ impl Context {
             Err(error) => (Err(error.to_string()), total),
         };
         *self.told.lock() = Some(Told {
-            uid: inputs.uid.clone(),
+            uid,
             at: now,
             overview: overview.clone(),
             total,

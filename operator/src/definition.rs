@@ -38,14 +38,7 @@ pub async fn apply(client: &Client) -> Result<bool, ClusterError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let live = api.get_opt(name).await.map_err(failed("read", KIND, name))?;
     // The hash alone decides: the API server writes numbers of a schema in its own way.
-    if live.is_some_and(|live| {
-        let hash = live
-            .metadata
-            .annotations
-            .unwrap_or_default()
-            .remove(names::APPLIED_HASH);
-        hash.as_deref() == wanted.pointer(HASH).and_then(Value::as_str)
-    }) {
+    if live.is_some_and(|live| drift::applied_hash(&json!(live)) == drift::applied_hash(&wanted)) {
         return Ok(false);
     }
     let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
@@ -54,9 +47,6 @@ pub async fn apply(client: &Client) -> Result<bool, ClusterError> {
         .map_err(failed("apply", KIND, name))?;
     Ok(true)
 }
-
-/// Where [`drift::with_hash`] puts the hash.
-const HASH: &str = "/metadata/annotations/ebpfcollector.io~1applied-hash";
 
 /// Applies the definition once, trying again while the API server does not answer, until `cancel`.
 pub async fn keep(client: Client, cancel: CancellationToken) {

@@ -45,6 +45,12 @@ pub fn with_hash(mut object: Value) -> Value {
     object
 }
 
+/// The hash that [`with_hash`] put into an object, if it did.
+#[must_use]
+pub fn applied_hash(object: &Value) -> Option<&str> {
+    object.get("metadata")?.get("annotations")?.get(APPLIED_HASH)?.as_str()
+}
+
 /// Whether `live` holds all of `desired`, which [`with_hash`] made. The reason, when not: the path of the first field.
 ///
 /// # Errors

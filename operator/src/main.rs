@@ -20,6 +20,7 @@ use operator::{
     inputs::Settings,
     leader::Leadership,
     lease,
+    metrics::Metrics,
 };
 use telemetry::{
     Telemetry, admin,
@@ -119,6 +120,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let telemetry = Telemetry::new("operator", env!("CARGO_PKG_VERSION"));
     let health = telemetry.health.component("leadership");
+    let metrics = Metrics::new(&telemetry);
     listen(args.admin_listen, telemetry, &stop).await?;
     let _stop_admin = stop.drop_guard();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -157,7 +159,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         match (leadership.is_leader(), &worker) {
             (true, None) => {
                 tracing::info!(name = pod_name, "this operator works from now on");
-                let context = Context::new(client.clone(), settings.clone());
+                let instance = Some(pod_name.clone());
+                let context = Context::new(client.clone(), settings.clone(), instance, metrics.clone());
+                metrics.leads(true);
                 let (client, ended) = (client.clone(), ended.clone());
                 worker = Some(tokio::spawn(async move {
                     let define = async {
@@ -181,6 +185,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         }
     };
     health.set_stopping();
+    metrics.leads(false);
     ended.cancel();
     if let Some(worker) = worker {
         let abort = worker.abort_handle();

@@ -72,6 +72,8 @@ pub struct Summary {
     pub nodes_degraded: i32,
     /// When an output last accepted records.
     pub last_delivery: Option<Timestamp>,
+    /// Connected nodes by the generation of the object that their configuration came from; 0: from no object.
+    pub configurations: BTreeMap<i64, i32>,
 }
 
 /// Asks the aggregator at `address`, whose certificate must be for `server_name`.
@@ -168,8 +170,25 @@ pub fn summarize(report: &Report, before: Option<Total>, now: Timestamp) -> (Sum
         flows_per_second,
         nodes_degraded: i32::try_from(connected().filter(lacks).count()).unwrap_or(i32::MAX),
         last_delivery: report.sinks.iter().filter_map(delivered).max(),
+        configurations: connected().fold(BTreeMap::new(), |mut counts, node| {
+            *counts.entry(node.configuration_generation).or_default() += 1;
+            counts
+        }),
     };
     (summary, total)
+}
+
+// === impl Summary ===
+
+impl Summary {
+    /// Connected nodes that follow the object and have not taken up its `generation`.
+    #[must_use]
+    pub fn behind(&self, generation: i64) -> i32 {
+        self.configurations
+            .range(1..generation.max(1))
+            .map(|(_, nodes)| nodes)
+            .sum()
+    }
 }
 
 fn named(name: &str, mut status: FeatureStatus, reasons: BTreeMap<&str, i32>) -> FeatureStatus {

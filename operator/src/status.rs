@@ -16,29 +16,39 @@ use crate::overview::Summary;
 
 /// What a reconciliation found.
 #[derive(Clone, Debug)]
-pub enum Finding {
-    /// Nothing was written: what runs goes on as it is.
-    Held {
-        /// Reason of the conditions.
-        reason: &'static str,
-        /// What is wrong and what to do.
-        message: String,
-    },
-    /// The manifests are in the cluster.
-    Applied {
-        /// The live DaemonSet, once there is one.
-        agents: Option<Value>,
-        /// The live StatefulSet.
-        aggregator: Option<Value>,
-        /// Fields and features that are asked for and that this build does not have.
-        missing: Vec<String>,
-        /// What the aggregator told, or why it did not.
-        overview: Result<Summary, String>,
-    },
+pub struct Finding {
+    /// Why the manifests were not applied; what runs goes on as it is. None: they are in the cluster.
+    pub held: Option<Held>,
+    /// What runs; none if the object is not the one that is served.
+    pub running: Option<Running>,
+}
+
+/// Why nothing is changed.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Reason of the conditions.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What runs.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// The live DaemonSet, once there is one.
+    pub agents: Option<Value>,
+    /// The live StatefulSet.
+    pub aggregator: Option<Value>,
+    /// Fields and features that are asked for and that this build does not have.
+    pub missing: Vec<String>,
+    /// What the aggregator told, or why it did not.
+    pub overview: Result<Summary, String>,
 }
 
 /// Records count as arriving when an output accepted some in this time, or in two cycles if that is longer.
 const LATELY: Duration = Duration::from_secs(300);
+/// Reason of `Degraded` when nodes lack a feature.
+pub const FEATURES_LACKING: &str = "FeaturesLacking";
 /// Reason of `FlowsArriving` when records arrive.
 const DELIVERED: &str = "Delivered";
 /// Reason of `FlowsArriving` when none do.
@@ -74,36 +84,29 @@ pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> Ebpf
         observed_generation: generation,
         ..EbpfCollectorStatus::default()
     };
-    status.conditions = match finding {
-        Finding::Held { reason, message } => {
-            status.nodes = former.nodes;
-            vec![
-                condition(condition_type::READY, Some(false), reason, message),
-                condition(
-                    condition_type::PROGRESSING,
-                    Some(false),
-                    reason,
-                    "nothing is changed until this is resolved",
-                ),
-                condition(condition_type::DEGRADED, Some(true), reason, message),
-            ]
+    let running = finding.running.as_ref();
+    if let Some(running) = running {
+        let lacking = running.overview.as_ref().map_or(0, |summary| summary.nodes_degraded);
+        status.nodes = running.agents.as_ref().map(|agents| nodes(agents, lacking));
+        if let Ok(summary) = &running.overview {
+            status.features.clone_from(&summary.features);
+            status.sinks.clone_from(&summary.sinks);
+            status.flows_per_second = summary.flows_per_second;
         }
-        Finding::Applied {
-            agents,
-            aggregator,
-            missing,
-            overview,
-        } => {
-            let lacking = overview.as_ref().map_or(0, |summary| summary.nodes_degraded);
-            let nodes = agents.as_ref().map(|agents| nodes(agents, lacking));
-            let (arriving, arrival, told) = arrival(object, overview, now);
-            if let Ok(summary) = overview {
-                status.features.clone_from(&summary.features);
-                status.sinks.clone_from(&summary.sinks);
-                status.flows_per_second = summary.flows_per_second;
-            }
-            let waits = waits(agents.as_ref(), aggregator.as_ref());
-            status.nodes = nodes;
+    }
+    status.conditions = match (&finding.held, running) {
+        (Some(Held { reason, message }), _) => vec![
+            condition(condition_type::READY, Some(false), reason, message),
+            condition(
+                condition_type::PROGRESSING,
+                Some(false),
+                reason,
+                "nothing is changed until this is resolved",
+            ),
+            condition(condition_type::DEGRADED, Some(true), reason, message),
+        ],
+        (None, Some(running)) => {
+            let waits = waits(running, generation.unwrap_or_default());
             let done = waits.is_empty();
             let (why, message) = if done {
                 (
@@ -113,23 +116,51 @@ pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> Ebpf
             } else {
                 (reason::ROLLING_OUT, waits.join("; "))
             };
-            let (lacks, lack) = if missing.is_empty() {
-                (reason::AS_WANTED, String::new())
-            } else {
-                (
-                    NOT_IN_THIS_BUILD,
-                    format!("without effect in this build: {}", missing.join(", ")),
-                )
-            };
+            let (lacks, lack) = lacks(running);
             vec![
                 condition(condition_type::READY, Some(done), why, &message),
                 condition(condition_type::PROGRESSING, Some(!done), why, &message),
-                condition(condition_type::DEGRADED, Some(!missing.is_empty()), lacks, &lack),
-                condition(condition_type::FLOWS_ARRIVING, arriving, arrival, &told),
+                condition(condition_type::DEGRADED, Some(!lack.is_empty()), lacks, &lack),
             ]
         }
+        (None, None) => Vec::new(),
     };
+    if let Some(running) = running {
+        let (arriving, arrival, told) = arrival(object, &running.overview, now);
+        status
+            .conditions
+            .push(condition(condition_type::FLOWS_ARRIVING, arriving, arrival, &told));
+    }
     status
+}
+
+/// What is missing of what the object asks for: reason and message of `Degraded`; no message if nothing is.
+fn lacks(running: &Running) -> (&'static str, String) {
+    let mut parts = Vec::new();
+    if !running.missing.is_empty() {
+        parts.push(format!("without effect in this build: {}", running.missing.join(", ")));
+    }
+    if let Ok(summary) = &running.overview
+        && summary.nodes_degraded > 0
+    {
+        let lacking = summary.features.iter().filter(|it| it.degraded + it.off > 0);
+        let named = lacking.map(|it| {
+            let why = it.top_reasons.first().map_or("", |it| it.reason.as_str());
+            format!("{} on {} ({why})", it.name, it.degraded + it.off)
+        });
+        let named: Vec<String> = named.collect();
+        parts.push(format!(
+            "nodes that lack a feature: {}; by feature: {}",
+            summary.nodes_degraded,
+            named.join(", ")
+        ));
+    }
+    let reason = match (running.missing.is_empty(), parts.is_empty()) {
+        (_, true) => reason::AS_WANTED,
+        (false, _) => NOT_IN_THIS_BUILD,
+        (true, false) => FEATURES_LACKING,
+    };
+    (reason, parts.join("; "))
 }
 
 /// A number of a live object; 0 while its controller has not told it.
@@ -172,8 +203,9 @@ fn nodes(agents: &Value, lacking: i32) -> NodeCounts {
     NodeCounts::new(wanted, number(agents, "/status/numberReady"), lacking)
 }
 
-/// What is not finished, in words.
-fn waits(agents: Option<&Value>, aggregator: Option<&Value>) -> Vec<String> {
+/// What is not finished, in words; `generation` is the object's.
+fn waits(running: &Running, generation: i64) -> Vec<String> {
+    let (agents, aggregator) = (running.agents.as_ref(), running.aggregator.as_ref());
     let unseen = |object: &Value| number(object, "/status/observedGeneration") < number(object, "/metadata/generation");
     let mut waits = Vec::new();
     match aggregator {
@@ -204,12 +236,19 @@ fn waits(agents: Option<&Value>, aggregator: Option<&Value>) -> Vec<String> {
             }
         }
     }
+    let behind = running.overview.as_ref().map_or(0, |it| it.behind(generation));
+    if behind > 0 {
+        waits.push(format!(
+            "nodes that have not taken up the latest configuration: {behind}"
+        ));
+    }
     waits
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use api::collector::{FeatureReason, FeatureStatus};
     use serde_json::json;
 
     use super::*;
@@ -225,7 +264,7 @@ mod tests {
     }
 
     fn applied(ready: i32) -> Finding {
-        Finding::Applied {
+        let running = Running {
             agents: Some(
                 json!({ "metadata": { "generation": 2 }, "status": { "observedGeneration": 2,
                 "desiredNumberScheduled": 3, "updatedNumberScheduled": 3, "numberReady": ready } }),
@@ -236,6 +275,10 @@ mod tests {
             ),
             missing: Vec::new(),
             overview: Err("not asked".to_owned()),
+        };
+        Finding {
+            held: None,
+            running: Some(running),
         }
     }
 
@@ -285,27 +328,65 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_keeps_the_counts_and_says_why() {
-        let mut object = object();
-        object.status = Some(status(&object, &applied(3), at(10)));
-        let message = "Secret dataway is missing".to_owned();
-        let held = status(
-            &object,
-            &Finding::Held {
-                reason: reason::SECRET_MISSING,
-                message,
-            },
-            at(20),
-        );
+    fn what_is_held_says_why_and_what_goes_on() {
+        let mut finding = applied(3);
+        finding.running.as_mut().unwrap().overview = Ok(Summary {
+            last_delivery: Some(at(10)),
+            features: vec![FeatureStatus::default()],
+            ..Summary::default()
+        });
+        finding.held = Some(Held {
+            reason: reason::SECRET_MISSING,
+            message: "Secret dataway is missing".to_owned(),
+        });
+        let held = status(&object(), &finding, at(20));
         assert_eq!(
             shown(&held),
             [
                 "Ready=False SecretMissing",
                 "Progressing=False SecretMissing",
-                "Degraded=True SecretMissing"
+                "Degraded=True SecretMissing",
+                "FlowsArriving=True Delivered"
             ]
         );
-        assert_eq!(held.nodes.unwrap().summary, "3/3");
+        assert_eq!((held.nodes.unwrap().summary.as_str(), held.features.len()), ("3/3", 1));
+        finding.running = None;
+        let other = status(&object(), &finding, at(20));
+        assert_eq!((other.conditions.len(), other.nodes), (3, None));
+    }
+
+    #[test]
+    fn what_nodes_lack_is_degraded_and_an_old_configuration_is_not_ready() {
+        let mut finding = applied(3);
+        finding.running.as_mut().unwrap().overview = Ok(Summary {
+            nodes_degraded: 2,
+            features: vec![FeatureStatus {
+                name: "ebpf-net/tcp-owner".to_owned(),
+                on: 1,
+                degraded: 2,
+                top_reasons: vec![FeatureReason {
+                    reason: "no kprobes".to_owned(),
+                    nodes: 2,
+                }],
+                ..FeatureStatus::default()
+            }],
+            // The object is at 4; 0 is of agents that follow no object.
+            configurations: [(0, 1), (3, 1), (4, 1)].into(),
+            ..Summary::default()
+        });
+        let status = status(&object(), &finding, at(20));
+        let find = |kind: &str| status.conditions.iter().find(|it| it.type_ == kind).unwrap();
+        let (degraded, ready) = (find("Degraded"), find("Ready"));
+        assert_eq!(
+            (degraded.status.as_str(), degraded.reason.as_str()),
+            ("True", FEATURES_LACKING)
+        );
+        assert!(
+            degraded.message.contains("ebpf-net/tcp-owner on 2 (no kprobes)"),
+            "{degraded:?}"
+        );
+        assert_eq!(ready.status, "False");
+        assert!(ready.message.ends_with("latest configuration: 1"), "{ready:?}");
     }
 
     #[test]
@@ -316,13 +397,11 @@ mod tests {
             (None, "FlowsArriving=False NoDelivery"),
         ] {
             let mut finding = applied(3);
-            if let Finding::Applied { overview, .. } = &mut finding {
-                *overview = Ok(Summary {
-                    last_delivery: delivered.map(at),
-                    nodes_degraded: 1,
-                    ..Summary::default()
-                });
-            }
+            finding.running.as_mut().unwrap().overview = Ok(Summary {
+                last_delivery: delivered.map(at),
+                nodes_degraded: 1,
+                ..Summary::default()
+            });
             let status = status(&object(), &finding, at(1000));
             assert_eq!(
                 shown(&status).last().map(String::as_str),

@@ -147,6 +147,22 @@ impl fmt::Debug for KeyedCertificate {
     }
 }
 
+// === impl Existing ===
+
+impl Existing {
+    /// All of it, if nothing is missing; whether it is still good is not asked.
+    #[must_use]
+    pub fn whole(self) -> Option<Material> {
+        Some(Material {
+            authority: self.authority?,
+            aggregator: self.aggregator?,
+            agent: self.agent?,
+            operator: self.operator?,
+            changes: Vec::new(),
+        })
+    }
+}
+
 // === impl Authority ===
 
 impl Authority {

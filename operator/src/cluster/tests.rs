@@ -19,6 +19,7 @@ use super::*;
 pub(crate) struct FakeServer {
     pub(crate) objects: Arc<Mutex<BTreeMap<String, Value>>>,
     pub(crate) writes: Arc<Mutex<Vec<String>>>,
+    pub(crate) events: Arc<Mutex<Vec<String>>>,
 }
 
 impl FakeServer {
@@ -35,12 +36,24 @@ impl FakeServer {
         std::mem::take(&mut *self.writes.lock().unwrap())
     }
 
+    /// Reasons of the Events so far.
+    pub(crate) fn events(&self) -> Vec<String> {
+        std::mem::take(&mut *self.events.lock().unwrap())
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
         let body = body.collect_bytes().await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let mut objects = self.objects.lock().unwrap();
+        // Beside the objects: their place is of no interest here.
+        if path.contains("/events") {
+            let reason = body["reason"].as_str().unwrap_or_default().to_owned();
+            self.events.lock().unwrap().push(reason);
+            let answer = Body::from(body.to_string().into_bytes());
+            return Response::builder().status(201).body(answer).unwrap();
+        }
         if head.method != Method::GET {
             self.writes.lock().unwrap().push(format!("{} {path}", head.method));
         }
@@ -123,6 +136,10 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
     (code, status)
 }
 
+pub(crate) fn metrics() -> Metrics {
+    Metrics::new(&telemetry::Telemetry::new("operator", "0"))
+}
+
 fn manifests() -> Vec<Value> {
     let object = |version: &str, kind: &str, name: &str| {
         drift::with_hash(json!({
@@ -147,13 +164,13 @@ const DAEMON_SET: &str = "/apis/apps/v1/namespaces/observe/daemonsets/cluster-ag
 async fn what_is_as_wanted_is_not_written() {
     let server = FakeServer::default();
     let client = server.client();
-    let first = apply(&client, "observe", &manifests()).await.unwrap();
+    let first = apply(&client, "observe", &manifests(), &metrics()).await.unwrap();
     assert_eq!((first.written.len(), server.writes().len()), (3, 3));
     for _ in 0..100 {
-        let again = apply(&client, "observe", &manifests()).await.unwrap();
+        let again = apply(&client, "observe", &manifests(), &metrics()).await.unwrap();
         assert_eq!((again.written.len(), again.live.len()), (0, 3));
         assert!(
-            prune(&client, "observe", "cluster", "9f1c", &manifests())
+            prune(&client, "observe", "cluster", "9f1c", &manifests(), &metrics())
                 .await
                 .unwrap()
                 .is_empty()
@@ -166,19 +183,25 @@ async fn what_is_as_wanted_is_not_written() {
 async fn drift_and_loss_are_repaired_with_one_write_each() {
     let server = FakeServer::default();
     let client = server.client();
-    apply(&client, "observe", &manifests()).await.unwrap();
+    apply(&client, "observe", &manifests(), &metrics()).await.unwrap();
     server.writes();
     server.objects.lock().unwrap().get_mut(DAEMON_SET).unwrap()["metadata"]["labels"] = json!({});
-    let again = apply(&client, "observe", &manifests()).await.unwrap();
+    let again = apply(&client, "observe", &manifests(), &metrics()).await.unwrap();
     assert!(
-        again.written[0].starts_with("DaemonSet cluster-agent: .metadata.labels"),
+        matches!(&again.written[0].why, Why::Drifted(path) if path.starts_with(".metadata.labels")),
         "{:?}",
         again.written
     );
     assert_eq!(server.writes(), [format!("PATCH {DAEMON_SET}")]);
     server.objects.lock().unwrap().remove(DAEMON_SET);
-    let again = apply(&client, "observe", &manifests()).await.unwrap();
-    assert_eq!(again.written, ["DaemonSet cluster-agent: missing"]);
+    let again = apply(&client, "observe", &manifests(), &metrics()).await.unwrap();
+    assert_eq!(again.written[0].why, Why::Missing);
+    let mut other = manifests();
+    other[2]["spec"] = json!({ "minReadySeconds": 5 });
+    other[2]["metadata"]["annotations"] = json!({});
+    let other: Vec<Value> = other.into_iter().map(drift::with_hash).collect();
+    let again = apply(&client, "observe", &other[2..], &metrics()).await.unwrap();
+    assert_eq!(again.written[0].why, Why::Changed);
 }
 
 #[tokio::test]
@@ -186,7 +209,7 @@ async fn what_is_no_longer_wanted_goes_and_what_is_not_ours_stays() {
     let server = FakeServer::default();
     let client = server.client();
     let mut wanted = manifests();
-    apply(&client, "observe", &wanted).await.unwrap();
+    apply(&client, "observe", &wanted, &metrics()).await.unwrap();
     let mut foreign = wanted[0].clone();
     foreign["metadata"]["name"] = json!("copied");
     foreign["metadata"]["ownerReferences"] = json!([]);
@@ -194,7 +217,9 @@ async fn what_is_no_longer_wanted_goes_and_what_is_not_ours_stays() {
     server.objects.lock().unwrap().insert(path.clone(), foreign);
     wanted.pop();
     server.writes();
-    let removed = prune(&client, "observe", "cluster", "9f1c", &wanted).await.unwrap();
+    let removed = prune(&client, "observe", "cluster", "9f1c", &wanted, &metrics())
+        .await
+        .unwrap();
     assert_eq!(removed, ["DaemonSet cluster-agent"]);
     assert_eq!(server.writes(), [format!("DELETE {DAEMON_SET}")]);
     assert!(server.objects.lock().unwrap().contains_key(&path));

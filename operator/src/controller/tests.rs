@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use super::*;
-use crate::cluster::tests::FakeServer;
+use crate::cluster::tests::{FakeServer, metrics};
 
 const OBJECT: &str = "/apis/ebpfcollector.io/v1alpha1/ebpfcollectors/cluster";
 const SECRET: &str = "/api/v1/namespaces/observe/secrets/dataway";
@@ -31,7 +31,7 @@ impl Cluster {
             selinux_type: None,
         };
         Self {
-            context: Context::new(server.client(), settings),
+            context: Context::new(server.client(), settings, None, metrics()),
             server,
         }
     }
@@ -69,9 +69,11 @@ async fn one_object_becomes_pods_and_then_nothing_is_written() {
         arguments.as_array().unwrap().contains(&json!("https://10.96.0.7:6063")),
         "{arguments}"
     );
+    assert_eq!(cluster.server.events(), ["Created", "CertificatesIssued", "Degraded"]);
     for _ in 0..100 {
         assert_eq!(cluster.reconcile(&[]).await, Vec::<String>::new());
     }
+    assert!(cluster.server.events().is_empty());
     cluster.server.objects.lock().unwrap().remove(AGENTS);
     let writes = cluster.reconcile(&[]).await;
     assert_eq!(writes, [format!("PATCH {AGENTS}")]);
@@ -91,12 +93,48 @@ async fn a_missing_token_is_told_and_what_runs_stays() {
     let agents = cluster.get(AGENTS);
     assert!(agents.is_some());
     cluster.server.objects.lock().unwrap().remove(SECRET);
+    cluster.server.events();
     let writes = cluster.reconcile(&[]).await;
     assert_eq!(writes, [format!("PATCH {OBJECT}/status")]);
     assert_eq!(
         (cluster.conditions()[2].as_str(), cluster.get(AGENTS)),
         ("Degraded=True SecretMissing", agents)
     );
+    assert_eq!(cluster.server.events(), ["SecretMissing"]);
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_while_the_object_is_held() {
+    let cluster = Cluster::new(json!({}));
+    cluster.reconcile(&[]).await;
+    cluster.server.objects.lock().unwrap().get_mut(OBJECT).unwrap()["spec"] = json!({ "interval": "2h" });
+    let months = 1_800_000_000 + 70 * 24 * 3600;
+    let later = Timestamp::from_second(months).unwrap();
+    cluster.server.writes();
+    cluster.server.events();
+    reconcile(&cluster.object(), &[], &cluster.context, later)
+        .await
+        .unwrap();
+    let writes = cluster.server.writes();
+    let secret = |name: &str| format!("PATCH /api/v1/namespaces/observe/secrets/cluster-{name}");
+    let mut expected: Vec<String> = ["aggregator-tls", "agent-tls", "operator-tls"].map(secret).into();
+    expected.push(format!("PATCH {OBJECT}/status"));
+    assert_eq!(writes, expected);
+    assert_eq!(
+        cluster.server.events(),
+        ["Updated", "CertificatesRotated", "InvalidSpec"]
+    );
+    assert_eq!(cluster.conditions()[0], "Ready=False InvalidSpec");
+    // Agents and aggregator are as they were, and told of.
+    assert!(cluster.get(AGENTS).is_some());
+    assert_eq!(cluster.conditions().len(), 4);
+}
+
+#[tokio::test]
+async fn an_object_that_was_never_served_gets_no_certificates() {
+    let cluster = Cluster::new(json!({ "interval": "2h" }));
+    assert_eq!(cluster.reconcile(&[]).await, [format!("PATCH {OBJECT}/status")]);
+    assert_eq!(cluster.conditions().len(), 3);
 }
 
 #[tokio::test]
@@ -106,6 +144,7 @@ async fn of_two_objects_the_older_is_served() {
     older.metadata.name = Some("older".to_owned());
     older.metadata.creation_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
     let writes = cluster.reconcile(&[Arc::new(older)]).await;
+    assert_eq!(cluster.server.events(), ["AnotherObject"]);
     assert_eq!(writes, [format!("PATCH {OBJECT}/status")]);
     assert_eq!(cluster.conditions()[0], "Ready=False AnotherObject");
 }

@@ -125,6 +125,24 @@ pub enum QueueVolume {
     },
 }
 
+// === impl Inputs ===
+
+impl Inputs {
+    /// What is known of an object whose options are of no use: enough for [`certificates`].
+    #[must_use]
+    pub fn bare(name: &str, uid: &str, namespace: &str, material: Material) -> Self {
+        Self {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            namespace: namespace.to_owned(),
+            aggregator_address: None,
+            material,
+            agent: AgentInputs::default(),
+            aggregator: AggregatorInputs::default(),
+        }
+    }
+}
+
 // === impl QueueVolume ===
 
 impl Default for QueueVolume {
@@ -142,6 +160,12 @@ pub fn desired(inputs: &Inputs) -> Vec<Value> {
     objects.extend(aggregator::manifests(inputs));
     objects.extend(agent::manifest(inputs));
     objects.into_iter().map(drift::with_hash).collect()
+}
+
+/// The Secrets alone, in the order to apply them.
+#[must_use]
+pub fn certificates(inputs: &Inputs) -> Vec<Value> {
+    secrets(inputs).into_iter().map(drift::with_hash).collect()
 }
 
 fn secrets(inputs: &Inputs) -> Vec<Value> {

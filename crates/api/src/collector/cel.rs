@@ -136,19 +136,40 @@ pub(crate) fn tags_rules() -> Value {
     ])
 }
 
+/// Rules of a size from 16 MiB, and up to `max` bytes if there is a limit.
+pub(crate) fn size_rules(max: Option<f64>, accepted: &str) -> Value {
+    let bytes = "double(self.find('^[0-9]+([.][0-9]+)?')) * {'b': 1.0, \
+                 'k': 1000.0, 'kb': 1000.0, 'kib': 1024.0, \
+                 'm': 1000000.0, 'mb': 1000000.0, 'mib': 1048576.0, \
+                 'g': 1000000000.0, 'gb': 1000000000.0, 'gib': 1073741824.0, \
+                 't': 1000000000000.0, 'tb': 1000000000000.0, 'tib': 1099511627776.0}\
+                 [self.find('[A-Za-z]+$').lowerAscii()]";
+    let upper = max.map_or_else(String::new, |max| format!(" && {bytes} <= {max:.1}"));
+    json!([rule(&format!("{bytes} >= 16777216.0{upper}"), accepted)])
+}
+
+/// Rules of a rate. A rate of zero would be no limit at all.
+pub(crate) fn rate_rules() -> Value {
+    json!([rule(
+        "double(self.find('^[0-9]+([.][0-9]+)?')) > 0.0",
+        "must be a size per second above zero, such as 100MiB/s"
+    )])
+}
+
 /// Rules of `dataway`.
 pub(crate) fn dataway_rules() -> Value {
-    let without = "has(self.url) && !self.url.contains('token=') || has(self.urls) && \
-                   self.urls.exists(u, !u.contains('token='))";
+    // Whatever the case: the servers read the parameter that way.
+    let token = "matches('[?&][tT][oO][kK][eE][nN]=')";
     json!([
         rule("has(self.url) != has(self.urls)", "set either url or urls"),
         rule(
-            &format!("has(self.tokenSecretRef) || !({without})"),
-            "a URL has no ?token=...: tokenSecretRef is needed"
+            &format!("!(has(self.url) && self.url.{token}) && !(has(self.urls) && self.urls.exists(u, u.{token}))"),
+            "a token does not stand in the object, which many may read: put it into a Secret and name that in \
+             tokenSecretRef",
         ),
         rule(
-            &format!("!has(self.tokenSecretRef) || ({without})"),
-            "every URL has a token of its own: tokenSecretRef has no use"
+            "has(self.tokenSecretRef)",
+            "tokenSecretRef is needed: it names the Secret with the servers' token"
         ),
     ])
 }

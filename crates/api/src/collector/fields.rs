@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{BUILT_FEATURES, DATAWAY_TOKEN_FILE, EbpfCollectorSpec, policy};
 use crate::{
-    AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, FileFormat, LogFormat, Raw, StdoutFormat,
-    builder::without_token,
+    AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, FileFormat, LogFormat, Raw,
+    StdoutFormat, builder::without_token,
 };
 
 /// The value of an option, as a field of the object gives it.
@@ -248,11 +248,12 @@ impl EbpfCollectorSpec {
     /// # Errors
     /// Everything that is wrong with the object.
     pub fn validate(&self) -> Result<(), ConfigErrors> {
-        let errors: Vec<_> = [self.agent_config(), self.aggregator_config()]
+        let mut errors: Vec<_> = [self.agent_config(), self.aggregator_config()]
             .into_iter()
             .filter_map(Result::err)
             .flat_map(|errors| errors.0)
             .collect();
+        errors.extend(self.token_in_url());
         if errors.is_empty() {
             Ok(())
         } else {
@@ -270,6 +271,20 @@ impl EbpfCollectorSpec {
             .into_iter()
             .filter(|feature| !BUILT_FEATURES.contains(&feature.as_str()))
             .collect())
+    }
+
+    /// Refuses a token in a URL: everybody who reads the object or a pod's arguments would read it. The API server does so
+    /// at apply; an object may be older than that rule.
+    fn token_in_url(&self) -> Option<ConfigError> {
+        let addresses = self.dataway.as_ref()?.addresses();
+        let secret = |text: &String| text.parse::<DatawayUrl>().is_ok_and(|url| url.token().is_some());
+        addresses.iter().any(secret).then(|| ConfigError {
+            option: "dataway".to_owned(),
+            value: None,
+            origin: Some("field spec.dataway".to_owned()),
+            problem: "a URL holds a token".to_owned(),
+            accepted: Some("URLs without ?token=..., and tokenSecretRef with the Secret that holds it".to_owned()),
+        })
     }
 
     fn option_values(&self, of: Of) -> Vec<OptionValue> {

@@ -9,14 +9,13 @@ object! {
     /// DataWay servers; each gets every record.
     #[schemars(extend("x-kubernetes-validations" = cel::dataway_rules()))]
     DatawaySpec {
-        /// Address, such as https://openway.guance.com. A token in it (?token=...) is readable to whoever may read this
-        /// object: better use tokenSecretRef. Excludes `urls`.
+        /// Address, such as https://openway.guance.com, without a token: that stands in a Secret. Excludes `urls`.
         #[schemars(length(max = 1024), regex(pattern = cel::HTTP_URL))]
         url: String,
-        /// Several addresses. Excludes `url`.
+        /// Several addresses, without tokens. Excludes `url`.
         #[schemars(length(min = 1, max = 8), extend("items" = {"type": "string", "maxLength": 1024, "pattern": cel::HTTP_URL}))]
         urls: Vec<String>,
-        /// The Secret with the token of the servers whose URL has none, in the operator's namespace.
+        /// The Secret with the token of the servers, in the operator's namespace.
         token_secret_ref: SecretKeyRef,
         /// Format of request bodies.
         #[schemars(extend("default" = "protobuf"))]

@@ -144,7 +144,7 @@ object! {
     QueueSpec {
         /// Most disk space that each DataWay's queue may use, from 16MiB to 64TiB. When it is full, new records stay
         /// with the agents.
-        #[schemars(length(max = 32), regex(pattern = cel::SIZE), extend("default" = "2GiB"))]
+        #[schemars(length(max = 32), regex(pattern = cel::SIZE), extend("default" = "2GiB", "x-kubernetes-validations" = cel::size_rules(Some(70_368_744_177_664.0), "must be a size from 16MiB to 64TiB")))]
         size: String,
         /// Records that waited longer are given up and counted as lost; from 1m to 720h.
         #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "12h", "x-kubernetes-validations" = cel::duration_rules("1m", "720h")))]

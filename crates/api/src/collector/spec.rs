@@ -96,10 +96,10 @@ object! {
         #[schemars(range(min = 0.01, max = 1024.0))]
         cpu: f64,
         /// Memory from 16MiB, such as 4GiB (K, KB, M, MB, G, GB decimal; KiB, MiB, GiB binary).
-        #[schemars(length(max = 32), regex(pattern = cel::SIZE))]
+        #[schemars(length(max = 32), regex(pattern = cel::SIZE), extend("x-kubernetes-validations" = cel::size_rules(None, "must be a size from 16MiB, such as 4GiB")))]
         mem: String,
         /// Traffic of any interface per second, such as 100MiB/s.
-        #[schemars(length(max = 32), regex(pattern = cel::RATE))]
+        #[schemars(length(max = 32), regex(pattern = cel::RATE), extend("x-kubernetes-validations" = cel::rate_rules()))]
         net: String,
     }
 

@@ -112,11 +112,17 @@ fn errors_name_the_field() {
         ("{ tags: { dst_ip: x } }", ["dst_ip", "spec.tags"]),
         ("{ dataway: { url: 'https://h' } }", ["no token", "spec.dataway.urls"]),
         (
+            "{ dataway: { urls: ['https://h?token=s3cret', 'https://g?Token=t'] } }",
+            ["tokenSecretRef", "spec.dataway"],
+        ),
+        ("{ limits: { mem: 1MiB } }", ["16MiB", "spec.limits.mem"]),
+        (
             "{ agent: { kernel: { ringBufferSize: 3MiB } } }",
             ["power of two", "spec.agent.kernel.ringBufferSize"],
         ),
     ] {
         let message = spec(yaml).validate().unwrap_err().to_string();
+        assert!(!message.contains("s3cret"), "{message}");
         assert!(wants.iter().all(|want| message.contains(want)), "{yaml}: {message}");
     }
 }
