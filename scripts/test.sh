@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test tiers and says at the end what passed, failed and was skipped.
 #
-#   scripts/test.sh [TIER...]     all of them, or some: fmt lint deny unit native vm image
+#   scripts/test.sh [TIER...]     all of them, or some: fmt lint deny unit native vm image chart
 #
 # A tier is a function `tier_<name>` below: exit code 0 is passed, 77 skipped (its last output line says why), anything else
 # failed. It reports its tests with `tally`. Every tier's output is kept in target/test/<tier>.log.
@@ -11,7 +11,7 @@ set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT" || exit 1
 
-ALL_TIERS=(fmt lint deny unit native vm image)
+ALL_TIERS=(fmt lint deny unit native vm image chart)
 KERNELS=(5.10 6.1 6.12 7.3)
 VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner})
 # Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
@@ -30,7 +30,7 @@ tier_fmt() {
 }
 
 tier_lint() {
-    cargo clippy --workspace --all-targets -- -D warnings && tally passed 1
+    cargo clippy --workspace --all-targets --features ec-operator/cluster-tests -- -D warnings && tally passed 1
 }
 
 tier_deny() {
@@ -125,6 +125,14 @@ verified_instructions() {
 tier_image() {
     static_binaries || return
     scripts/image.sh && tally passed 1
+}
+
+# The chart and the operator against a real API server with role-based access control, without nodes.
+tier_chart() {
+    have go || { echo "go is not installed: the API server is built with it" && return $SKIPPED; }
+    CLUSTER_PROGRAMS=$(scripts/e2e.sh programs) || return
+    export CLUSTER_PROGRAMS
+    cargo_tests cargo test -p ec-operator --features cluster-tests --test cluster
 }
 
 # --- what tiers are made of -------------------------------------------------------------------------------------------
