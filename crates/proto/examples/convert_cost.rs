@@ -7,6 +7,7 @@
 use std::{
     hint::black_box,
     net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,7 +52,7 @@ fn batch() -> RecordBatch {
     let pods: Vec<Str> = (0..200).map(|n| format!("checkout-7d9c5b6f4-x{n:04}").into()).collect();
     let pick = |names: &[Str], n: u32| names[usize::try_from(n).unwrap() % names.len()].clone();
     let k8s = |n| {
-        Some(Box::new(K8sEndpoint {
+        Some(Arc::new(K8sEndpoint {
             namespace: "payments".into(),
             pod: pick(&pods, n),
             service: "checkout".into(),

@@ -8,7 +8,10 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     hint::black_box,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -52,7 +55,7 @@ const ROUNDS: u32 = 25;
 fn rows(k8s: bool, v6: bool) -> Vec<Netflow> {
     let names = |side: &str| {
         k8s.then(|| {
-            Box::new(K8sEndpoint {
+            Arc::new(K8sEndpoint {
                 namespace: "payments".into(),
                 pod: format!("{side}-7d4b9c6f5d-x2x9q").as_str().into(),
                 service: side.into(),

@@ -2,7 +2,7 @@
 
 mod table;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 pub use table::{CATEGORY, COLUMNS, MEASUREMENT};
 
@@ -34,9 +34,9 @@ pub struct Netflow {
     /// Domain the client resolved to reach `remote`; empty when unknown.
     pub dst_domain: Str,
     /// Kubernetes names of `local`.
-    pub local_k8s: Option<Box<K8sEndpoint>>,
+    pub local_k8s: Option<Arc<K8sEndpoint>>,
     /// Kubernetes names of `remote`.
-    pub remote_k8s: Option<Box<K8sEndpoint>>,
+    pub remote_k8s: Option<Arc<K8sEndpoint>>,
     /// Payload bytes read by the local process in the interval.
     pub bytes_read: u64,
     /// Payload bytes written by the local process in the interval.

@@ -395,7 +395,7 @@ async fn long_texts_are_left_out_and_large_records_split_by_size() {
     for record in &mut batch.netflow {
         // Each text is new and as long as is allowed: 10 KiB to 16 KiB of texts per record, some MiB in all.
         let pod = format!("{:016384}", record.bytes_read).into();
-        record.local_k8s = Some(Box::new(K8sEndpoint {
+        record.local_k8s = Some(Arc::new(K8sEndpoint {
             pod,
             ..K8sEndpoint::default()
         }));

@@ -296,7 +296,7 @@ impl At<'_> {
         })
     }
 
-    fn k8s(self, wire: Option<v1::K8sEndpoint>) -> Result<Option<Box<K8sEndpoint>>, DecodeError> {
+    fn k8s(self, wire: Option<v1::K8sEndpoint>) -> Result<Option<Arc<K8sEndpoint>>, DecodeError> {
         let Some(v1::K8sEndpoint {
             namespace,
             pod,
@@ -307,7 +307,7 @@ impl At<'_> {
         else {
             return Ok(None);
         };
-        Ok(Some(Box::new(K8sEndpoint {
+        Ok(Some(Arc::new(K8sEndpoint {
             namespace: self.text("k8s.namespace", namespace)?,
             pod: self.text("k8s.pod", pod)?,
             service: self.text("k8s.service", service)?,

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use proptest::{collection::vec, option, prelude::*};
 use prost::Message as _;
@@ -32,10 +35,10 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     (ip(), port).prop_map(|(ip, port)| Endpoint { ip, port })
 }
 
-fn k8s() -> impl Strategy<Value = Option<Box<K8sEndpoint>>> {
+fn k8s() -> impl Strategy<Value = Option<Arc<K8sEndpoint>>> {
     let names = (text(), text(), text(), text(), text());
     option::of(names.prop_map(|(namespace, pod, service, workload, workload_type)| {
-        Box::new(K8sEndpoint {
+        Arc::new(K8sEndpoint {
             namespace,
             pod,
             service,
@@ -115,8 +118,8 @@ fn widest() -> Netflow {
         process_name: "".into(),
         dst_nat: Some((ip, u16::MAX)),
         dst_domain: "".into(),
-        local_k8s: Some(Box::default()),
-        remote_k8s: Some(Box::default()),
+        local_k8s: Some(Arc::default()),
+        remote_k8s: Some(Arc::default()),
         bytes_read: u64::MAX,
         bytes_written: u64::MAX,
         retransmits: u64::MAX,

@@ -11,6 +11,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ec_records::{Direction, Endpoint, Family, Globals, K8sEndpoint, Netflow, Port, Transport};
@@ -323,7 +324,7 @@ pub fn udp_row() -> Netflow {
         direction: Direction::Incoming,
         process_name: "my dns, v=1".into(),
         dst_domain: "".into(),
-        local_k8s: Some(Box::new(K8sEndpoint {
+        local_k8s: Some(Arc::new(K8sEndpoint {
             namespace: "kube-system".into(),
             pod: "coredns-1".into(),
             service: "".into(),
@@ -381,10 +382,10 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
         .prop_map(|(ip, port)| Endpoint { ip, port })
 }
 
-fn k8s() -> BoxedStrategy<Option<Box<K8sEndpoint>>> {
+fn k8s() -> BoxedStrategy<Option<Arc<K8sEndpoint>>> {
     prop::option::of((text(), text(), text(), text(), text()).prop_map(
         |(namespace, pod, service, workload, workload_type)| {
-            Box::new(K8sEndpoint {
+            Arc::new(K8sEndpoint {
                 namespace: namespace.into(),
                 pod: pod.into(),
                 service: service.into(),
