@@ -7,6 +7,7 @@
 //! Entry: [`run`].
 
 mod captures;
+mod identity;
 mod live;
 mod options;
 mod sampling;

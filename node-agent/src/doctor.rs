@@ -51,7 +51,7 @@ struct ProgramLine {
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (capabilities, programs, error) =
-        match NetCapture::start(capture_config(config, refuse), &Instruments::new(&telemetry)) {
+        match NetCapture::start(capture_config(config, refuse), &Instruments::new(&telemetry), None) {
             Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
             Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
         };

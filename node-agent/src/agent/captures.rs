@@ -14,11 +14,11 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Cluster, explain, one_line, options::capture_config};
+use super::{Cluster, explain, identity, one_line, options::capture_config};
 use crate::{
-    capture::ebpf_net::{End, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+    capture::ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
     doctor::NOT_IN_THIS_BUILD,
     ebpf::capability::{Capabilities, State},
     uplink::UplinkHandle,
@@ -35,6 +35,7 @@ pub(super) struct Captures {
     out: mpsc::Sender<RecordBatch>,
     uplink: UplinkHandle,
     config: watch::Receiver<Arc<AgentConfig>>,
+    cluster: Option<InCluster>,
     running: Option<Running>,
     /// Of the capture before.
     rows: Option<Rows>,
@@ -45,6 +46,8 @@ struct Running {
     orders: watch::Sender<Orders>,
     /// Comes when the thread has ended.
     rows: oneshot::Receiver<Rows>,
+    /// Keeps the kernel's switches for as long as the capture runs.
+    _keeper: Option<AbortOnDropHandle<()>>,
 }
 
 // === impl Captures ===
@@ -62,7 +65,15 @@ impl Captures {
         config: Arc<AgentConfig>,
         cluster: Option<Cluster>,
     ) -> anyhow::Result<Self> {
+        let in_cluster = match &cluster {
+            Some(cluster) => Some(InCluster {
+                names: identity::start(cluster, telemetry).await,
+                spec: cluster.spec.clone(),
+            }),
+            None => None,
+        };
         let mut captures = Self {
+            cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
             refuse,
@@ -113,7 +124,7 @@ impl Captures {
         let wanted = config
             .plugins
             .contains(&Plugin::EbpfNet)
-            .then(|| capture_config(&config, self.refuse.clone()));
+            .then(|| self.settings(&config));
         match (&mut self.running, wanted) {
             (Some(running), Some(wanted)) if running.takes(&wanted) => {
                 let interval = wanted.interval;
@@ -138,10 +149,18 @@ impl Captures {
         Ok(())
     }
 
+    fn settings(&self, config: &AgentConfig) -> NetCaptureConfig {
+        let mut settings = capture_config(config, self.refuse.clone());
+        if let Some(cluster) = &self.cluster {
+            settings.load.cgroups = cluster.names.hierarchy().clone();
+        }
+        settings
+    }
+
     async fn begin(&mut self, settings: NetCaptureConfig) -> anyhow::Result<()> {
-        let (instruments, with) = (self.instruments.clone(), settings.clone());
+        let (instruments, with, cluster) = (self.instruments.clone(), settings.clone(), self.cluster.clone());
         // Loading takes a while and blocks.
-        let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(with, &instruments))
+        let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(with, &instruments, cluster))
             .await?
             .map_err(explain)?;
         for feature in &capture.capabilities().features {
@@ -155,15 +174,26 @@ impl Captures {
         if let Some(rows) = self.rows.take() {
             capture.take_over(rows);
         }
+        let keeper = capture
+            .take_keeper()
+            .map(|keeper| AbortOnDropHandle::new(tokio::spawn(keeper.run())));
         let interval = settings.interval;
         let (orders, told) = watch::channel(Orders::Collect { interval });
         let out = self.out.clone();
         let (ended, rows) = oneshot::channel();
         std::thread::Builder::new()
             .name("ebpf-net".into())
-            .spawn(move || ended.send(capture.run(&out, &told)))
+            .spawn(move || {
+                // Nobody waits for them when the agent ends in a hurry.
+                let _ = ended.send(capture.run(&out, &told));
+            })
             .context("cannot start the capture thread")?;
-        self.running = Some(Running { settings, orders, rows });
+        self.running = Some(Running {
+            settings,
+            orders,
+            rows,
+            _keeper: keeper,
+        });
         Ok(())
     }
 

@@ -126,6 +126,7 @@ impl<K: Pod + Default, V: Pod + Default> Batches<K, V> {
 }
 
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
 
 /// `struct { ... }` of single-element commands in `union bpf_attr`.
@@ -151,6 +152,15 @@ pub fn lookup<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Res
         (&raw mut value) as u64,
     )?;
     Ok(found.then_some(value))
+}
+
+/// Sets the value of one key.
+///
+/// # Errors
+/// What the system call said; `E2BIG` if the map is full.
+pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let (key, value) = (std::ptr::from_ref(key) as u64, std::ptr::from_ref(value) as u64);
+    element(map, BPF_MAP_UPDATE_ELEM, key, value).map(drop)
 }
 
 /// Deletes one key; false if there is none.

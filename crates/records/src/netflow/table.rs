@@ -80,43 +80,47 @@ pub const COLUMNS: &[Column] = &[
     Column::tag(
         "sub_source",
         Cell::SubSource,
-        "`K8s` when an end has Kubernetes names, else `N/A`.",
+        "`K8s` when an end has Kubernetes names, else `N/A`; then there is no tag with `k8s` in its name either.",
     ),
     Column::tag(
         "src_k8s_namespace",
         Cell::K8s(Side::Local, K8sKey::Namespace),
-        "Source namespace.",
+        "Namespace of the source's pod; `N/A` when it is not in a pod but the other end has names. The same holds for the tags below.",
     ),
-    Column::tag("src_k8s_pod_name", Cell::K8s(Side::Local, K8sKey::Pod), "Source pod."),
+    Column::tag(
+        "src_k8s_pod_name",
+        Cell::K8s(Side::Local, K8sKey::Pod),
+        "Source pod: by the process, so also in the node's network.",
+    ),
     Column::tag(
         "src_k8s_service_name",
         Cell::K8s(Side::Local, K8sKey::Service),
-        "Source service.",
+        "Service that the source's pod is behind, by its endpoint slices; of several the first by name.",
     ),
     Column::tag(
         "src_k8s_deployment_name",
         Cell::K8s(Side::Local, K8sKey::Workload),
-        "Source workload.",
+        "What runs the source's pod: deployment, stateful set, daemon set, cron job, job, another owner, or the pod itself; the node for a process outside pods.",
     ),
     Column::tag(
         "dst_k8s_namespace",
         Cell::K8s(Side::Remote, K8sKey::Namespace),
-        "Destination namespace.",
+        "Namespace of the destination's pod or service, by its address at that time.",
     ),
     Column::tag(
         "dst_k8s_pod_name",
         Cell::K8s(Side::Remote, K8sKey::Pod),
-        "Destination pod.",
+        "Destination pod; `N/A` where a service's address or port was used.",
     ),
     Column::tag(
         "dst_k8s_service_name",
         Cell::K8s(Side::Remote, K8sKey::Service),
-        "Destination service.",
+        "Destination service: its cluster, external or load balancer address, its port on a node, or the pod behind it.",
     ),
     Column::tag(
         "dst_k8s_deployment_name",
         Cell::K8s(Side::Remote, K8sKey::Workload),
-        "Destination workload.",
+        "What runs the destination's pod, or all pods behind the service if it is one; the node for its own address.",
     ),
     Column::field(
         "bytes_read",

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 use telemetry::{Stage, Telemetry};
 
-use super::tcp::SampleReport;
+use super::{ends::UnnamedEnds, policy::PolicyMetrics, tcp::SampleReport};
 use crate::ebpf::{
     capability::{Capabilities, State},
     net::NetObject,
@@ -115,6 +115,8 @@ struct FeatureLabel {
 pub struct Instruments {
     pub(super) telemetry: Telemetry,
     pub(super) metrics: NetMetrics,
+    pub(super) unnamed: UnnamedEnds,
+    pub(super) policy: PolicyMetrics,
     pub(super) untracked: Counter,
 }
 
@@ -133,6 +135,8 @@ impl Instruments {
         Self {
             telemetry: telemetry.clone(),
             metrics: NetMetrics::new(telemetry),
+            unnamed: UnnamedEnds::new(telemetry),
+            policy: PolicyMetrics::new(telemetry),
             untracked,
         }
     }

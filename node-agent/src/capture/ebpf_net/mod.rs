@@ -9,9 +9,12 @@
 //! lost, counts are not. Entry: [`NetCapture::start`], then [`NetCapture::run`] on a thread of its own.
 
 mod counters;
+mod ends;
 mod orders;
 mod owners;
+mod policy;
 mod rows;
+mod switch;
 mod tcp;
 mod udp;
 
@@ -24,7 +27,7 @@ use std::{
 use anyhow::Context as _;
 use ebpf_common::net::{
     EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpSpillEvent, UdpAgg, UdpKey, UdpSpillEvent,
-    event, policy,
+    event, policy as bits,
 };
 use records::RecordBatch;
 use telemetry::Stage;
@@ -33,15 +36,20 @@ use tokio::sync::{mpsc, watch};
 pub use self::{
     counters::Instruments,
     orders::{End, Orders},
+    policy::Keeper,
     rows::Rows,
+    switch::InCluster,
 };
 use self::{
     counters::{KernelCounters, NetMetrics},
+    ends::{Ends, UnnamedEnds},
     orders::Beat,
     owners::Owners,
-    rows::Names,
+    policy::Sharing,
+    rows::{LeftOut, Names, Which},
+    switch::Policy,
     tcp::Tracker,
-    udp::Flows,
+    udp::{Flows, Owner},
 };
 use crate::{
     ebpf::{
@@ -60,6 +68,8 @@ const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 const RECORDS_PER_BATCH: usize = 8192;
 /// Closes without an entry are taken as older than the agent for this long: orphans linger about a minute.
 const SETTLE: Duration = Duration::from_secs(120);
+/// Pause between looks at rows whose ends the API may still tell more about.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Elements per batched map read.
 const BATCH: usize = 4096;
 
@@ -90,6 +100,8 @@ pub struct NetCapture {
     object: NetObject,
     kernel: NetConfig,
     capabilities: Capabilities,
+    /// In a cluster.
+    policy: Option<Policy>,
     proc: Proc,
     rows: Rows,
     tracker: Tracker,
@@ -99,16 +111,22 @@ pub struct NetCapture {
     udp_batches: Batches<UdpKey, UdpAgg>,
     counters: KernelCounters,
     metrics: NetMetrics,
+    unnamed: UnnamedEnds,
     rows_stage: Stage,
     health: telemetry::ComponentHandle,
 }
 
 impl NetCapture {
-    /// Loads the programs and adopts what is older than the agent.
+    /// Loads the programs and adopts what is older than the agent. In a cluster, the ends of flows
+    /// get names, and namespaces may be switched off.
     ///
     /// # Errors
     /// If nothing of the plugin can work on this machine; the message says what is missing.
-    pub fn start(config: NetCaptureConfig, instruments: &Instruments) -> anyhow::Result<Self> {
+    pub fn start(
+        config: NetCaptureConfig,
+        instruments: &Instruments,
+        cluster: Option<InCluster>,
+    ) -> anyhow::Result<Self> {
         let mut capabilities = Capabilities::default();
         let mut kernel = NetConfig {
             active: 0,
@@ -119,8 +137,9 @@ impl NetCapture {
             wake_bytes: u64::from(config.load.ring_buffer_size) / 2,
             agent_pid: std::process::id(),
             adopts: 0,
-            policy: policy::NETFLOW,
-            policy_unowned: policy::NETFLOW,
+            // In a cluster nothing is reported before it is known what is on.
+            policy: if cluster.is_some() { 0 } else { bits::NETFLOW },
+            policy_unowned: if cluster.is_some() { 0 } else { bits::NETFLOW },
             policy_entries: 0,
             pidns_level: 0,
             pidns: 0,
@@ -128,19 +147,37 @@ impl NetCapture {
         let shared = config.own_node_only && !pid_namespace_is_first();
         if shared {
             // Nothing is anybody's until it is known who is who.
-            (kernel.policy, kernel.policy_unowned) = (policy::OTHER_NODE, policy::OTHER_NODE);
+            (kernel.policy, kernel.policy_unowned) = (bits::OTHER_NODE, bits::OTHER_NODE);
         }
         let mut object = net::load(&config.load, kernel, &mut capabilities)?;
         if shared && capabilities.state(net::TCP_OLDER) != State::Off {
             (kernel.pidns, kernel.pidns_level) = object.own_pid_namespace()?;
-            kernel.policy = policy::NETFLOW;
+            kernel.policy = bits::NETFLOW;
             tracing::info!("Other nodes may share this kernel: processes outside of this pid namespace are left out");
+        }
+        let names = cluster.as_ref().map(|cluster| cluster.names.clone());
+        let policy = match cluster {
+            Some(cluster) => {
+                let sharing = match (shared, kernel.pidns) {
+                    (false, _) => Sharing::Not,
+                    (true, 0) => Sharing::Unknown,
+                    (true, _) => Sharing::ByProcess,
+                };
+                Some(Policy::start(cluster, &object, sharing, instruments.policy.clone())?)
+            }
+            None => None,
+        };
+        if let Some(policy) = &policy {
+            policy.switches().write_to(&mut kernel);
+            object.set_config(kernel)?;
         }
         let proc = Proc::new(&config.proc);
         let mut flows = Flows::new(config.ephemeral_port, first_client_port(&proc));
         let mut owners = Owners::default();
         if capabilities.state(net::TCP_OLDER) != State::Off {
-            let report = owners.adopt_all(&mut object, &proc, &mut flows)?;
+            let cgroups = policy.as_ref().map(Policy::cgroups).unwrap_or_default();
+            let wanted = |pid| policy.as_ref().is_none_or(|policy| policy.adopts(pid, &cgroups, None));
+            let report = owners.adopt_all(&mut object, &proc, &mut flows, &cgroups, &wanted)?;
             tracing::info!(
                 connections = report.connections,
                 listeners = report.listeners,
@@ -169,28 +206,39 @@ impl NetCapture {
         let Instruments {
             telemetry,
             metrics,
+            unnamed,
             untracked,
+            ..
         } = instruments;
         let health = telemetry.health.component("ebpf-net");
         report_health(&health, &capabilities);
         metrics.features(&capabilities);
-        Ok(Self {
+        let mut this = Self {
             tracker: Tracker::new(config.ephemeral_port),
             flows,
             owners,
-            rows: Rows::new(config.rows_max),
+            rows: Rows::new(config.rows_max, Ends::new(names)),
             tcp_batches: Batches::take(BATCH),
             udp_batches: Batches::take(BATCH),
             counters: KernelCounters::new(telemetry, untracked.clone()),
             metrics: metrics.clone(),
+            unnamed: unnamed.clone(),
             rows_stage: telemetry.ledger.stage("agent.netflow"),
             health,
             proc,
             object,
             kernel,
             capabilities,
+            policy,
             config,
-        })
+        };
+        this.leave_out();
+        Ok(this)
+    }
+
+    /// What keeps the kernel's switches; run it for as long as the capture runs. None outside clusters, and once only.
+    pub fn take_keeper(&mut self) -> Option<Keeper> {
+        self.policy.as_mut()?.keeper.take()
     }
 
     /// What works here.
@@ -208,27 +256,42 @@ impl NetCapture {
     /// Takes over rows that an earlier capture could not hand on.
     pub fn take_over(&mut self, rows: Rows) {
         self.rows = rows;
+        self.leave_out();
     }
 
     /// Collects until ordered to end, then hands on what it has. What there was no room for comes back, unless this is
     /// the last end.
     pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) -> Rows {
         let mut beat = Beat::new(self.config.interval, Instant::now());
-        let mut overdue = false;
+        let mut due = None;
+        let mut look_again = None;
         while let Orders::Collect { interval } = *orders.borrow() {
             beat.set(interval, Instant::now());
             self.wait_for_events();
             self.read_events();
+            if self.follow_switches() {
+                due = Some(Which::Settled);
+            }
             let now = Instant::now();
             if beat.drain_due(now) {
                 self.guarded("drain", Self::drain);
             }
             if beat.flush_due(now) {
                 self.guarded("sample", Self::end_interval);
-                overdue = true;
+                due = Some(Which::Settled);
             }
-            if overdue || self.rows.len() >= self.config.rows_max / 2 {
-                overdue = !self.flush(out);
+            if self.rows.len() >= self.config.rows_max / 2 {
+                due = Some(Which::All);
+            }
+            if look_again.is_some_and(|at| now >= at) {
+                look_again = None;
+                due = due.or(Some(Which::Held));
+            }
+            if let Some(which) = due
+                && self.flush(which, out)
+            {
+                due = None;
+                look_again = (self.rows.held() > 0).then(|| now + LOOK_AGAIN);
             }
         }
         for (program, stats) in self
@@ -249,7 +312,7 @@ impl NetCapture {
         self.tracker.sample_all();
         self.guarded("sample", Self::end_interval);
         let mut deadline = None;
-        while !self.flush(out) {
+        while !self.flush(Which::All, out) {
             match *orders.borrow() {
                 Orders::Finish(End::Restart) => return self.rows,
                 Orders::Finish(End::Stop) => {
@@ -264,7 +327,7 @@ impl NetCapture {
         let left = self.rows.len() as u64;
         self.rows_stage.entered(left);
         self.rows_stage.lost("uplink_full_at_stop", left);
-        Rows::new(0)
+        Rows::new(0, Ends::default())
     }
 
     /// Runs one step; a failure is logged and shown in health, and the next round tries again.
@@ -309,6 +372,7 @@ impl NetCapture {
     /// Flips the maps and takes out the one that is no longer written.
     fn drain(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
+        self.rows.ends().forget();
         let quiet = self.kernel.active;
         self.kernel.active = 1 - quiet;
         self.object.set_config(self.kernel)?;
@@ -386,49 +450,63 @@ impl NetCapture {
         if datagrams > 0 {
             let object = &self.object;
             let creator = |cookie| {
-                object
-                    .sock_owner(cookie)
-                    .ok()
-                    .flatten()
-                    .map(|owner| (owner.pid, owner.comm))
+                object.sock_owner(cookie).ok().flatten().map(|owner| Owner {
+                    pid: owner.pid,
+                    comm: owner.comm,
+                    cgroup: owner.cgroup,
+                })
             };
             self.flows.add(key, agg, creator, &mut self.rows);
         }
     }
 
-    /// Sends rows while there is room; true when none is left.
-    fn flush(&mut self, out: &mpsc::Sender<RecordBatch>) -> bool {
+    /// Sends rows while there is room; true when all that were to be sent are.
+    fn flush(&mut self, which: Which, out: &mpsc::Sender<RecordBatch>) -> bool {
         let time_unix_ns = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
-        let mut names = Names::new(&self.proc);
+        let book = self.rows.ends().book(time_unix_ns, monotonic_ns());
+        let mut names = Names::new(&self.proc, book, &self.unnamed);
+        let mut done = true;
         while !self.rows.is_empty() {
             let permit = match out.try_reserve() {
                 Ok(permit) => permit,
                 Err(mpsc::error::TrySendError::Full(())) => {
                     self.metrics.held_back.inc();
+                    done = false;
                     break;
                 }
                 Err(mpsc::error::TrySendError::Closed(())) => {
-                    let lost = self.rows.take(usize::MAX, time_unix_ns, &mut names).len() as u64;
-                    self.rows_stage.entered(lost);
-                    self.rows_stage.lost("uplink_closed", lost);
+                    let lost = self.rows.take(Which::All, usize::MAX, time_unix_ns, &mut names);
+                    self.rows_stage.entered(lost.len() as u64);
+                    self.rows_stage.lost("uplink_closed", lost.len() as u64);
                     break;
                 }
             };
-            let netflow = self.rows.take(RECORDS_PER_BATCH, time_unix_ns, &mut names);
+            let netflow = self.rows.take(which, RECORDS_PER_BATCH, time_unix_ns, &mut names);
+            if netflow.is_empty() {
+                break;
+            }
             let count = netflow.len() as u64;
             self.rows_stage.entered(count);
             permit.send(RecordBatch { netflow });
             self.rows_stage.emitted(count);
         }
+        self.rows.ends().give_back(names.into_book());
+        let LeftOut {
+            switched_off,
+            other_node,
+        } = self.rows.take_left_out();
+        self.rows_stage.entered(switched_off + other_node);
+        self.rows_stage.skipped("switched_off", switched_off);
+        self.rows_stage.skipped("other_node", other_node);
         let refused = self.rows.take_refused();
         self.rows_stage.entered(refused);
         self.rows_stage.lost("rows_full", refused);
         self.metrics
             .rows
             .set(i64::try_from(self.rows.len()).unwrap_or(i64::MAX));
-        self.rows.is_empty()
+        done
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) struct Owners {
     pub listeners: Listeners,
 }
 
+/// Cgroups of processes, by their numbers.
+pub(super) type Cgroups = hashbrown::HashMap<u32, u64, ahash::RandomState>;
+
 /// What adopting older sockets came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct AdoptReport {
@@ -47,7 +50,7 @@ pub(super) struct AdoptReport {
 
 impl Owners {
     /// Looks at every socket of every process: open connections are tracked from now on, listeners and UDP sockets are
-    /// remembered.
+    /// remembered. `cgroups` are those of processes in pods; processes that are not `wanted` are passed over.
     ///
     /// # Errors
     /// If the kernel refuses to run the program that looks at a socket.
@@ -56,6 +59,8 @@ impl Owners {
         object: &mut NetObject,
         proc: &Proc,
         flows: &mut Flows,
+        cgroups: &Cgroups,
+        wanted: &dyn Fn(u32) -> bool,
     ) -> anyhow::Result<AdoptReport> {
         let mut report = AdoptReport::default();
         let mut held = Vec::new();
@@ -63,7 +68,7 @@ impl Owners {
         let mut seen = HashSet::with_capacity(held.len());
         let mut lender: Option<(u32, Option<Lender>, Comm)> = None;
         for Held { inode, pid, fd } in held {
-            if !seen.insert(inode) {
+            if !wanted(pid) || !seen.insert(inode) {
                 continue;
             }
             if lender.as_ref().is_none_or(|(of, ..)| *of != pid) {
@@ -79,10 +84,12 @@ impl Owners {
                     continue;
                 }
             };
+            let cgroup = cgroups.get(&pid).copied().unwrap_or(0);
             let ask = Adopt {
                 fd: borrowed.as_raw_fd().cast_unsigned(),
                 pid,
                 comm: *comm,
+                cgroup,
                 ..Adopt::default()
             };
             let answer = object.adopt(ask)?;
@@ -99,7 +106,12 @@ impl Owners {
             } else if answer.found == 1 && answer.protocol == IPPROTO_UDP {
                 cookie = sockets::cookie(&borrowed);
                 if let Some(cookie) = cookie {
-                    flows.add_older(cookie, is_connected(&answer.tuple), (pid, *comm));
+                    let owner = Owner {
+                        pid,
+                        comm: *comm,
+                        cgroup,
+                    };
+                    flows.add_older(cookie, is_connected(&answer.tuple), owner);
                     report.udp += others;
                 }
             }
@@ -130,7 +142,13 @@ impl Owners {
             .iter()
             .filter_map(|one| {
                 let cookie = (*self.cookies.get(&one.inode)?)?;
-                Some((cookie, (one.pid, comm_of(one.pid))))
+                let owner = Owner {
+                    pid: one.pid,
+                    comm: comm_of(one.pid),
+                    // Found by the process.
+                    cgroup: 0,
+                };
+                Some((cookie, owner))
             })
             .collect();
         flows.set_holders(holders.into_iter());

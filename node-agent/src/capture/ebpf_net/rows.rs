@@ -7,15 +7,34 @@ use ebpf_common::net::{FlowKey, direction, folded};
 use hashbrown::HashMap;
 use records::{Direction, Endpoint, Family, Netflow, Port, Str, Transport};
 
-use crate::identity::process::{Comm, Proc};
+use super::ends::{Book, Ends, UnnamedEnds, Whose};
+use crate::identity::{
+    k8s::LocalEnd,
+    process::{Comm, Proc},
+};
 
-/// What makes a row: process, folded ends, direction, transport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Where a contribution comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// Ends (folded ports are 0), process, direction.
+    pub flow: FlowKey,
+    /// TCP or UDP.
+    pub udp: bool,
+    /// Cgroup of the process, 0 if not known.
+    pub cgroup: u64,
+}
+
+/// What makes a row: process, folded ends, direction, transport, and who the ends are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct RowKey {
     /// Ends (folded ports are 0), process, direction.
     pub flow: FlowKey,
     /// TCP or UDP.
     pub udp: bool,
+    /// Whose the local end is.
+    pub local: LocalEnd,
+    /// See [`Ends::remote_holders`].
+    pub holders: u32,
 }
 
 /// Sums of one row.
@@ -43,24 +62,65 @@ pub(super) struct Row {
     pub datagrams_written: u64,
     /// Process name.
     pub comm: Comm,
+    /// When the ends first were who they are: a connection's establishment, or the first datagram or close. Monotonic
+    /// nanoseconds, 0 if not known.
+    pub first_ns: u64,
+    /// When they last were.
+    pub last_ns: u64,
+    /// Left out of a flush because the API may still tell who the ends are.
+    pub held: bool,
 }
 
 /// All rows of the interval.
 #[derive(Debug)]
 pub struct Rows {
     rows: HashMap<RowKey, Row, RandomState>,
+    ends: Ends,
     max: usize,
     refused: u64,
+    left_out: LeftOut,
+}
+
+/// Contributions that make no row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    /// Of what is switched off.
+    pub switched_off: u64,
+    /// Of other nodes that share this kernel.
+    pub other_node: u64,
+}
+
+/// Which rows a flush takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All.
+    All,
+    /// All whose ends are known as well as they will be; the others are held.
+    Settled,
+    /// Of those held before, the ones that are by now.
+    Held,
 }
 
 impl Rows {
     /// No row yet; there will be at most `max`.
-    pub(super) fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize, ends: Ends) -> Self {
         Self {
             rows: HashMap::default(),
+            ends,
             max,
             refused: 0,
+            left_out: LeftOut::default(),
         }
+    }
+
+    /// Who the ends are.
+    pub(super) fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+
+    /// Contributions left out since the last call.
+    pub(super) fn take_left_out(&mut self) -> LeftOut {
+        std::mem::take(&mut self.left_out)
     }
 
     /// Contributions to new rows refused for lack of room since the last call.
@@ -69,7 +129,25 @@ impl Rows {
     }
 
     /// Adds a contribution. With all rows taken, one that needs a new row is refused and counted.
-    pub(super) fn add(&mut self, key: RowKey, part: &Row) {
+    pub(super) fn add(&mut self, origin: &Origin, part: &Row) {
+        let Origin { flow, udp, cgroup } = *origin;
+        let local = match self.ends.local(cgroup, flow.pid, &flow.tuple) {
+            Whose::Ours(local) => local,
+            Whose::Off => {
+                self.left_out.switched_off += 1;
+                return;
+            }
+            Whose::OtherNode => {
+                self.left_out.other_node += 1;
+                return;
+            }
+        };
+        let key = RowKey {
+            flow,
+            udp,
+            local,
+            holders: self.ends.remote_holders(&flow.tuple),
+        };
         let Row {
             read,
             written,
@@ -82,6 +160,9 @@ impl Rows {
             datagrams_read,
             datagrams_written,
             comm,
+            first_ns,
+            last_ns,
+            held: _,
         } = part;
         if self.rows.len() >= self.max && !self.rows.contains_key(&key) {
             self.refused += 1;
@@ -101,6 +182,10 @@ impl Rows {
         if row.comm[0] == 0 {
             row.comm = *comm;
         }
+        if row.first_ns == 0 || (*first_ns != 0 && *first_ns < row.first_ns) {
+            row.first_ns = *first_ns;
+        }
+        row.last_ns = row.last_ns.max(*last_ns);
     }
 
     /// Number of rows.
@@ -116,32 +201,59 @@ impl Rows {
     }
 
     /// Takes out up to `max` rows as records of time `time_unix_ns`.
-    pub(super) fn take(&mut self, max: usize, time_unix_ns: i64, names: &mut Names<'_>) -> Vec<Netflow> {
+    pub(super) fn take(&mut self, which: Which, max: usize, time_unix_ns: i64, names: &mut Names<'_>) -> Vec<Netflow> {
         let mut records = Vec::with_capacity(max.min(self.rows.len()));
+        let mut book = names.book.take();
         // extract_if is lazy: what is not taken stays.
-        for (key, row) in self.rows.extract_if(|_, _| true).take(max) {
-            records.push(record(&key, &row, time_unix_ns, names));
-        }
+        let taken = self.rows.extract_if(|key, row| {
+            let settled = |book: &mut Option<Book>, row: &Row| book.as_mut().is_none_or(|it| it.is_settled(key, row));
+            match which {
+                Which::All => true,
+                Which::Settled => {
+                    row.held = !settled(&mut book, row);
+                    !row.held
+                }
+                Which::Held => row.held && settled(&mut book, row),
+            }
+        });
+        let taken: Vec<_> = taken.take(max).collect();
+        names.book = book;
+        records.extend(taken.iter().map(|(key, row)| record(key, row, time_unix_ns, names)));
         records
+    }
+
+    /// Rows that [`Which::Settled`] left.
+    #[must_use]
+    pub(super) fn held(&self) -> usize {
+        self.rows.values().filter(|row| row.held).count()
     }
 }
 
-/// Process names of one flush; each process is looked up once.
+/// Names of processes and ends of one flush; each is looked up once.
 pub(super) struct Names<'a> {
     proc: &'a Proc,
+    book: Option<Book>,
+    unnamed: &'a UnnamedEnds,
     known: HashMap<(u32, Comm), Str, RandomState>,
     empty: Str,
 }
 
 impl<'a> Names<'a> {
-    /// Looks up in `proc`.
+    /// Looks up processes in `proc` and ends in `book`; ends without a name are counted.
     #[must_use]
-    pub(super) fn new(proc: &'a Proc) -> Self {
+    pub(super) fn new(proc: &'a Proc, book: Option<Book>, unnamed: &'a UnnamedEnds) -> Self {
         Self {
             proc,
+            book,
+            unnamed,
             known: HashMap::default(),
             empty: "".into(),
         }
+    }
+
+    /// The book, to be given back.
+    pub(super) fn into_book(self) -> Option<Book> {
+        self.book
     }
 
     fn get(&mut self, pid: u32, comm: &Comm) -> Str {
@@ -177,6 +289,13 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
         ip: ip(flow.tuple.remote),
         port: port(flow.tuple.remote_port, folded::REMOTE),
     };
+    let (local_k8s, remote_k8s) = match &mut names.book {
+        Some(book) => {
+            let (local, remote) = book.ends(key, row);
+            (names.unnamed.name("local", local), names.unnamed.name("remote", remote))
+        }
+        None => (None, None),
+    };
     let mean = |sum: u64| sum.checked_div(row.rtt_count).unwrap_or(0);
     Netflow {
         time_unix_ns,
@@ -198,8 +317,8 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
         },
         dst_nat: None,
         dst_domain: names.empty.clone(),
-        local_k8s: None,
-        remote_k8s: None,
+        local_k8s,
+        remote_k8s,
         bytes_read: row.read,
         bytes_written: row.written,
         retransmits: row.retransmits,
@@ -217,18 +336,30 @@ mod tests {
     #![allow(clippy::indexing_slicing)]
     use super::*;
 
+    fn take(rows: &mut Rows, max: usize) -> Vec<Netflow> {
+        let (proc, unnamed) = (Proc::new("/nonexistent"), UnnamedEnds::default());
+        rows.take(Which::All, max, 7, &mut Names::new(&proc, None, &unnamed))
+    }
+
+    fn udp(local_port: u16) -> Origin {
+        let mut origin = Origin {
+            udp: true,
+            ..Origin::default()
+        };
+        origin.flow.tuple.local_port = local_port;
+        origin
+    }
+
     #[test]
     fn sums_and_folds() {
-        let mut key = RowKey {
-            flow: FlowKey::default(),
-            udp: false,
-        };
-        key.flow.tuple.local = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
-        key.flow.tuple.remote = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-        key.flow.tuple.remote_port = 80;
-        key.flow.direction = direction::OUTGOING;
-        key.flow.folded = folded::LOCAL;
-        let mut rows = Rows::new(1000);
+        let mut origin = Origin::default();
+        let flow = &mut origin.flow;
+        flow.tuple.local = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+        flow.tuple.remote = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        flow.tuple.remote_port = 80;
+        flow.direction = direction::OUTGOING;
+        flow.folded = folded::LOCAL;
+        let mut rows = Rows::new(1000, Ends::default());
         let mut comm = Comm::default();
         comm[..4].copy_from_slice(b"curl");
         let part = Row {
@@ -239,11 +370,10 @@ mod tests {
             comm,
             ..Row::default()
         };
-        rows.add(key, &part);
-        rows.add(key, &Row { rtt_sum_us: 20, ..part });
+        rows.add(&origin, &part);
+        rows.add(&origin, &Row { rtt_sum_us: 20, ..part });
         assert_eq!(rows.len(), 1);
-        let proc = Proc::new("/nonexistent");
-        let records = rows.take(10, 7, &mut Names::new(&proc));
+        let records = take(&mut rows, 10);
         assert!(rows.is_empty());
         let one = &records[0];
         assert_eq!(
@@ -253,43 +383,47 @@ mod tests {
         assert_eq!((one.local.port, one.remote.port), (Port::Any, Port::Number(80)));
         assert_eq!(one.local.ip, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(one.family, Family::V6);
+        assert_eq!((&one.local_k8s, &one.remote_k8s), (&None, &None));
     }
 
     #[test]
     fn rows_are_bounded_and_refusals_counted() {
-        let mut rows = Rows::new(2);
+        let mut rows = Rows::new(2, Ends::default());
         for port in [1, 2, 3, 1] {
-            let mut key = RowKey {
-                flow: FlowKey::default(),
-                udp: true,
-            };
-            key.flow.tuple.local_port = port;
-            rows.add(key, &Row::default());
+            rows.add(&udp(port), &Row::default());
         }
         assert_eq!((rows.len(), rows.take_refused(), rows.take_refused()), (2, 1, 0));
     }
 
     #[test]
     fn takes_no_more_than_asked() {
-        let mut rows = Rows::new(1000);
+        let mut rows = Rows::new(1000, Ends::default());
         for port in 0..10 {
-            let mut key = RowKey {
-                flow: FlowKey::default(),
-                udp: true,
-            };
-            key.flow.tuple.local_port = port;
             rows.add(
-                key,
+                &udp(port),
                 &Row {
                     read: 1,
                     ..Row::default()
                 },
             );
         }
-        let proc = Proc::new("/nonexistent");
-        let mut names = Names::new(&proc);
-        assert_eq!(rows.take(4, 0, &mut names).len(), 4);
+        assert_eq!(take(&mut rows, 4).len(), 4);
         assert_eq!(rows.len(), 6);
-        assert_eq!(rows.take(100, 0, &mut names).len(), 6);
+        assert_eq!(take(&mut rows, 100).len(), 6);
+    }
+
+    #[test]
+    fn a_row_has_the_time_of_all_its_parts() {
+        let mut rows = Rows::new(10, Ends::default());
+        for (first_ns, last_ns) in [(0, 0), (7, 8), (3, 4), (0, 5)] {
+            let part = Row {
+                first_ns,
+                last_ns,
+                ..Row::default()
+            };
+            rows.add(&udp(1), &part);
+        }
+        let row = rows.rows.values().next().map(|row| (row.first_ns, row.last_ns));
+        assert_eq!(row, Some((3, 8)));
     }
 }

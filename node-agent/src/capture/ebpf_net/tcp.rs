@@ -13,7 +13,10 @@ use ebpf_common::net::{
 use ebpf_programs::net::{fold_ports, guess_direction, state};
 use hashbrown::HashMap;
 
-use super::rows::{Row, RowKey, Rows};
+use super::{
+    ends::{Ends, Whose},
+    rows::{Origin, Row, Rows},
+};
 use crate::{
     ebpf::{
         net::NetObject,
@@ -57,6 +60,8 @@ struct Slot {
     last: TcpCounters,
     key: FlowKey,
     comm: Comm,
+    /// Cgroup of the owner, 0 if not known.
+    cgroup: u64,
     /// Owner as the kernel side knows it; a different `key.pid` was found by the descriptor scan.
     kernel_pid: u32,
     /// Process that accepted it and then forked, 0 if none did.
@@ -100,8 +105,10 @@ impl Tracker {
     /// Adds what the kernel side summed for one flow.
     pub(super) fn add_aggregate(&self, key: &FlowKey, agg: &TcpAgg, rows: &mut Rows) {
         rows.add(
-            RowKey { flow: *key, udp: false },
+            &tcp(*key, agg.cgroup),
             &Row {
+                first_ns: agg.first_ns,
+                last_ns: monotonic_ns(),
                 read: agg.read,
                 written: agg.written,
                 retransmits: agg.retransmits,
@@ -126,16 +133,22 @@ impl Tracker {
             .filter(|slot| slot.id == event.id && slot.id != 0);
         let mut key = event.key;
         let mut comm = event.comm;
+        let mut cgroup = event.cgroup;
         let mut established = u64::from(event.adopted == 0);
+        let mut since = 0;
         let mut last = TcpCounters::default();
         if let Some(slot) = slot {
             // The scan knows better than whoever accepted it; a process that closed it is named by the kernel side.
             if key.pid == 0 || (key.pid == slot.kernel_pid && slot.key.pid != slot.kernel_pid) {
                 key.pid = slot.key.pid;
                 comm = slot.comm;
+                cgroup = slot.cgroup;
+            } else if key.pid == slot.key.pid && cgroup == 0 {
+                cgroup = slot.cgroup;
             }
             key.direction = slot.key.direction;
             established = 0;
+            since = slot.established_ns;
             last = slot.last;
             self.release(index);
         }
@@ -143,13 +156,16 @@ impl Tracker {
             key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
         }
         fold_ports(&mut key, self.ephemeral_port);
+        let since = if since == 0 { monotonic_ns() } else { since };
         let row = Row {
             closed: 1,
             established,
             comm,
+            first_ns: since,
+            last_ns: since,
             ..delta(&last, &event.counters)
         };
-        rows.add(RowKey { flow: key, udp: false }, &row);
+        rows.add(&tcp(key, cgroup), &row);
     }
 
     /// Samples every open connection and adds what changed since the last time.
@@ -196,9 +212,46 @@ impl Tracker {
         Ok(report)
     }
 
-    /// From now on every connection is sampled, however young: there will be no next sample.
-    pub(super) fn sample_all(&mut self) {
-        self.settle_ns = 0;
+    /// From now on every connection is sampled, however young: there will be no next sample. Gives the age until which
+    /// they were left out.
+    pub(super) const fn sample_all(&mut self) -> u64 {
+        std::mem::replace(&mut self.settle_ns, 0)
+    }
+
+    /// From now on connections younger than this, in nanoseconds, are left out again.
+    pub(super) const fn settle(&mut self, settle_ns: u64) {
+        self.settle_ns = settle_ns;
+    }
+
+    /// Stops tracking connections of what is switched off; returns how many there were. What closes just now is still
+    /// reported by the kernel side, and left out there.
+    ///
+    /// # Errors
+    /// If the map cannot be read or refuses.
+    pub(super) fn evict(&mut self, object: &mut NetObject, ends: &mut Ends) -> anyhow::Result<u64> {
+        let mut gone = Vec::new();
+        self.batches.rewind();
+        while let Some(batch) = self.batches.next(object.map("CONNS")?)? {
+            for (sk, conn) in batch.filter(|(_, conn)| conn.closing == 0) {
+                let index = conn.slot.wrapping_sub(1);
+                let slot = self.slots.get(index as usize).filter(|slot| slot.id == conn.id);
+                let (cgroup, pid, tuple) = match slot {
+                    Some(slot) => (slot.cgroup, slot.key.pid, slot.key.tuple),
+                    // Whose it is shows when it is accepted; the kernel side asks then.
+                    None if conn.owner_pid == 0 => continue,
+                    None => (conn.owner_cgroup, conn.owner_pid, Tuple::default()),
+                };
+                if ends.local(cgroup, pid, &tuple) == Whose::Off {
+                    gone.push((*sk, slot.map(|_| index)));
+                }
+            }
+        }
+        let mut evicted = 0;
+        for (sk, slot) in gone {
+            evicted += u64::from(object.forget_connection(sk)?);
+            slot.into_iter().for_each(|index| self.release(index));
+        }
+        Ok(evicted)
     }
 
     /// Adds what [`Self::sample`] held back until the owners were looked for. A new connection that still has none is
@@ -219,7 +272,7 @@ impl Tracker {
                 ..part
             };
             fold_ports(&mut key, self.ephemeral_port);
-            rows.add(RowKey { flow: key, udp: false }, &part);
+            rows.add(&tcp(key, slot.cgroup), &part);
         }
     }
 
@@ -234,6 +287,8 @@ impl Tracker {
                 }
                 slot.key.pid = pid;
                 slot.comm = comm;
+                // The new owner's is found by its process.
+                slot.cgroup = 0;
             }
         }
     }
@@ -319,6 +374,7 @@ impl Tracker {
                 slot.key.pid = conn.owner_pid;
                 slot.kernel_pid = conn.owner_pid;
                 slot.comm = conn.owner_comm;
+                slot.cgroup = conn.owner_cgroup;
             }
             slot.forker_pid = conn.forker_pid;
             slot.seen = self.pass;
@@ -326,6 +382,9 @@ impl Tracker {
                 established,
                 closed: u64::from(ended),
                 comm: slot.comm,
+                // Its ends are who they were when it was established.
+                first_ns: slot.established_ns,
+                last_ns: slot.established_ns,
                 ..if ended {
                     Row::default()
                 } else {
@@ -346,7 +405,7 @@ impl Tracker {
             }
             if changed {
                 fold_ports(&mut key, self.ephemeral_port);
-                rows.add(RowKey { flow: key, udp: false }, &part);
+                rows.add(&tcp(key, slot.cgroup), &part);
             }
         }
         self.pending = pending;
@@ -380,6 +439,15 @@ impl Tracker {
             }
         }
         vanished
+    }
+}
+
+/// A contribution of TCP.
+fn tcp(flow: FlowKey, cgroup: u64) -> Origin {
+    Origin {
+        flow,
+        udp: false,
+        cgroup,
     }
 }
 
@@ -419,6 +487,7 @@ fn new_slot(sampled: &Sample, conn: &Conn, listening: &dyn Fn(&Tuple) -> bool) -
             ..FlowKey::default()
         },
         comm: conn.owner_comm,
+        cgroup: conn.owner_cgroup,
         kernel_pid: conn.owner_pid,
         forker_pid: conn.forker_pid,
         established_ns: conn.established_ns,
@@ -455,10 +524,10 @@ pub(super) struct Listeners {
 impl Listeners {
     /// Notes a listening socket.
     pub(super) fn add(&mut self, tuple: &Tuple) {
-        self.ports
-            .entry((tuple.netns, tuple.local_port))
-            .or_default()
-            .push(tuple.local);
+        let bound = self.ports.entry((tuple.netns, tuple.local_port)).or_default();
+        if !bound.contains(&tuple.local) {
+            bound.push(tuple.local);
+        }
     }
 
     /// True if a listener takes connections to this local end: same namespace and port, and its address or the

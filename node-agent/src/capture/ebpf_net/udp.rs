@@ -8,14 +8,22 @@ use ebpf_common::net::{FlowKey, Tuple, UdpAgg, UdpKey, direction};
 use ebpf_programs::net::fold_ports;
 use hashbrown::HashMap;
 
-use super::rows::{Row, RowKey, Rows};
-use crate::identity::process::Comm;
+use super::rows::{Origin, Row, Rows};
+use crate::{ebpf::sys::monotonic_ns, identity::process::Comm};
 
 /// Flows whose direction is remembered, in two generations of this size each.
 const REMEMBERED: usize = 65_536;
 
-/// A process and its name.
-pub(super) type Owner = (u32, Comm);
+/// A process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Comm,
+    /// Its cgroup, 0 if not known.
+    pub cgroup: u64,
+}
 
 /// State of UDP flows across drains.
 #[derive(Debug)]
@@ -66,8 +74,12 @@ impl Flows {
         creator: impl FnOnce(u64) -> Option<Owner>,
         rows: &mut Rows,
     ) {
-        let (pid, comm) = if agg.pid != 0 {
-            (agg.pid, agg.comm)
+        let Owner { pid, comm, cgroup } = if agg.pid != 0 {
+            Owner {
+                pid: agg.pid,
+                comm: agg.comm,
+                cgroup: agg.cgroup,
+            }
         } else {
             let holder = self.holders.get(&key.cookie).copied();
             holder.or_else(|| creator(key.cookie)).unwrap_or_default()
@@ -87,8 +99,14 @@ impl Flows {
         };
         fold_ports(&mut flow, self.ephemeral_port);
         rows.add(
-            RowKey { flow, udp: true },
+            &Origin {
+                flow,
+                udp: true,
+                cgroup,
+            },
             &Row {
+                first_ns: agg.first_ns,
+                last_ns: monotonic_ns(),
                 read: agg.read,
                 written: agg.written,
                 datagrams_read: agg.datagrams_read,
@@ -169,14 +187,26 @@ fn is_group(address: &[u8; 16]) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::super::{
+        ends::{Ends, UnnamedEnds},
+        rows::{Names, Which},
+    };
     use super::*;
     use crate::identity::process::Proc;
 
     fn one(flows: &mut Flows, key: &UdpKey, agg: &UdpAgg, creator: Option<Owner>) -> records::Netflow {
-        let mut rows = Rows::new(1000);
+        let mut rows = Rows::new(1000, Ends::default());
         flows.add(key, agg, |_| creator, &mut rows);
-        let proc = Proc::new("/nonexistent");
-        rows.take(1, 0, &mut super::super::rows::Names::new(&proc)).remove(0)
+        let (proc, unnamed) = (Proc::new("/nonexistent"), UnnamedEnds::default());
+        let mut names = Names::new(&proc, None, &unnamed);
+        rows.take(Which::All, 1, 0, &mut names).remove(0)
+    }
+
+    fn owner(pid: u32) -> Owner {
+        Owner {
+            pid,
+            ..Owner::default()
+        }
     }
 
     #[test]
@@ -222,9 +252,9 @@ mod tests {
             direction: direction::INCOMING,
             ..UdpAgg::default()
         };
-        assert_eq!(one(&mut flows, &key, &agg, Some((7, Comm::default()))).pid, 7);
-        flows.set_holders(std::iter::once((5, (8, Comm::default()))));
-        assert_eq!(one(&mut flows, &key, &agg, Some((7, Comm::default()))).pid, 8);
+        assert_eq!(one(&mut flows, &key, &agg, Some(owner(7))).pid, 7);
+        flows.set_holders(std::iter::once((5, owner(8))));
+        assert_eq!(one(&mut flows, &key, &agg, Some(owner(7))).pid, 8);
         flows.set_holders(std::iter::empty());
         assert_eq!(one(&mut flows, &key, &agg, None).pid, 0);
     }
@@ -232,8 +262,8 @@ mod tests {
     #[test]
     fn older_sockets_are_judged_by_ports() {
         let mut flows = Flows::new(10_001, 32_768);
-        flows.add_older(1, false, (7, Comm::default()));
-        flows.add_older(2, true, (7, Comm::default()));
+        flows.add_older(1, false, owner(7));
+        flows.add_older(2, true, owner(7));
         let client = UdpKey {
             cookie: 1,
             local_port: 40_000,

@@ -1,14 +1,22 @@
 //! Names of Kubernetes objects, dated: a flow is named by who held its address when it happened.
 //!
 //! ```text
-//! API server ▶ [`watch`] (one list and watch per kind) ▶ objects (trimmed while they are parsed) ▶ [`store::Store`]
-//!                                                                              lookups ◀ [`Names`] ◀──┘
+//! API server ▶ [`watch`] (one list and watch per kind) ▶ objects (trimmed while they are parsed) ▶ [`store::Store`] ─┐
+//! cgroup file system ▶ `cgroups` (events, and a walk every few seconds) ▶ [`Index`](super::cgroup::Index) ───────────┤
+//!                                                                              lookups ◀ [`Names`] ◀─────────────────┘
 //! ```
 //! [`store::Store`] does no I/O. Entry: [`watch::names`].
 
+mod cgroups;
+#[cfg(test)]
+pub(crate) mod fake_api;
+mod names;
 pub mod objects;
+mod report;
 pub mod store;
 pub mod watch;
 
-pub use store::{Counts, Kind, Store, Unnamed, UnnamedCounts};
-pub use watch::{Local, Names};
+pub use names::{LocalEnd, Names, Places};
+pub use report::Report;
+pub use store::{Answer, Counts, Kind, SETTLE_NS, Store, Unnamed, When};
+pub use watch::{Health, NamespaceMeta, Namespaces, Options, names};

@@ -13,8 +13,8 @@ use records::{K8sEndpoint, Str, Transport};
 
 use super::objects::{Job, Pod, ReplicaSet};
 use crate::identity::cgroup::Uid;
-use lookup::Unnameds;
-pub use lookup::{Unnamed, UnnamedCounts};
+pub use lookup::SETTLE_NS;
+pub use lookup::{Answer, Unnamed, When};
 use tables::{Holders, Pods};
 
 /// How long what ended is remembered, nanoseconds.
@@ -123,6 +123,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pods",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::Node => "nodes",
+            Self::ReplicaSet => "replicasets",
+            Self::Job => "jobs",
+            Self::Namespace => "namespaces",
+        }
+    }
+
     /// All of them.
     pub const ALL: [Self; 7] = [
         Self::Pod,
@@ -175,7 +189,10 @@ pub struct Store {
     lists: Lists,
     /// Services that pods had, and until when: addresses of living pods that were let go, and ended pods.
     let_go: HashMap<Uid, (Str, i64), RandomState>,
-    unnamed: Unnameds,
+    /// Slices of a service, by namespace and name.
+    slices_of: HashMap<(Str, Str), Vec<Uid>, RandomState>,
+    /// The kind of a pod without owner.
+    pod_kind: Str,
 }
 
 impl Store {
@@ -201,7 +218,8 @@ impl Store {
             dropped: 0,
             lists: Lists::default(),
             let_go: HashMap::default(),
-            unnamed: Unnameds::default(),
+            slices_of: HashMap::default(),
+            pod_kind: "pod".into(),
         }
     }
 
@@ -451,7 +469,7 @@ fn meta_uid(meta: &ObjectMeta) -> Option<Uid> {
 }
 
 /// The uid by which a pod's cgroup knows it.
-fn pod_uid(meta: &ObjectMeta) -> Option<Uid> {
+pub(super) fn pod_uid(meta: &ObjectMeta) -> Option<Uid> {
     let hash = meta
         .annotations
         .as_ref()

@@ -28,8 +28,12 @@ fn pod(n: u32, name: &str, ip: &str, owner: Option<(&str, &str, u32)>) -> Pod {
     )
 }
 
-fn at(store: &Store, ip: &str, port: u16, seconds: i64) -> Result<K8sEndpoint, Unnamed> {
-    store.by_address(ip.parse().unwrap(), Some(port), Transport::Tcp, seconds * S)
+fn answer(store: &Store, ip: &str, port: u16, when: When) -> Answer {
+    store.by_address(ip.parse().unwrap(), Some(port), Transport::Tcp, when)
+}
+
+fn at(store: &Store, ip: &str, port: u16, seconds: i64) -> Result<Arc<K8sEndpoint>, Unnamed> {
+    answer(store, ip, port, When::long_ago(seconds * S)).name
 }
 
 #[test]
@@ -77,7 +81,11 @@ fn a_reused_address_names_who_held_it_then() {
     assert_eq!(at(&store, "10.0.0.1", 80, 50), Err(Unnamed::NotHeldThen));
     // A third that says it began while the second lives.
     store.apply_pod(&pod(3, "odd", "10.0.0.1", None), 230 * S);
-    assert_eq!(at(&store, "10.0.0.1", 80, 231), Err(Unnamed::AddressAmbiguous));
+    let found = answer(&store, "10.0.0.1", 80, When::long_ago(231 * S));
+    assert_eq!(
+        (&*found.name.unwrap().pod, found.lesser),
+        ("", Some(Unnamed::AddressAmbiguous))
+    );
     store.expire(801 * S);
     assert_eq!((store.counts().history, store.counts().pods), (0, 2));
 }
@@ -114,7 +122,7 @@ fn services_by_every_address() {
     store.delete_pod(&pod(1, "w1", "10.0.0.1", None), 120 * S);
     store.apply_slice(&slice(&[]), 120 * S);
     assert_eq!(&*at(&store, "10.0.0.1", 80, 119).unwrap().service, "web");
-    assert_eq!(at(&store, "198.51.100.7", 443, 110), Err(Unnamed::Unknown));
+    assert_eq!(at(&store, "198.51.100.7", 443, 110), Err(Unnamed::Outside));
     store.begin_list(Kind::Service);
     store.end_list(Kind::Service, 130 * S);
     assert_eq!(at(&store, "10.96.0.9", 80, 1), Err(Unnamed::Unknown));
@@ -137,12 +145,13 @@ fn pods_in_the_nodes_network_are_told_by_port() {
     }
     assert_eq!(&*at(&store, "192.168.0.1", 9100, 110).unwrap().pod, "h1");
     assert_eq!(&*at(&store, "192.168.0.1", 9200, 110).unwrap().workload, "one");
-    assert_eq!(&*store.pod(Uid::parse(&uid(2)).unwrap(), 110 * S).unwrap().pod, "h2");
-    let unnamed = UnnamedCounts {
-        port_ambiguous: 1,
-        ..UnnamedCounts::default()
-    };
-    assert_eq!(store.unnamed(), unnamed);
+    let when = When::long_ago(110 * S);
+    assert_eq!(&*store.pod(Uid::parse(&uid(2)).unwrap(), when).name.unwrap().pod, "h2");
+    assert_eq!(
+        answer(&store, "192.168.0.1", 9200, when).lesser,
+        Some(Unnamed::PortAmbiguous)
+    );
+    assert_eq!(answer(&store, "192.168.0.1", 9100, when).lesser, None);
 }
 
 #[test]
@@ -166,24 +175,99 @@ fn a_relist_ends_what_is_gone_and_history_is_bounded() {
 }
 
 #[test]
-fn every_missing_name_is_counted_with_its_reason() {
+fn every_missing_name_has_its_reason() {
     let mut store = Store::new("one");
     store.apply_pod(&pod(1, "a", "10.0.0.1", Some(("ReplicaSet", "late-1", 100))), 110 * S);
-    assert_eq!(&*at(&store, "10.0.0.1", 80, 110).unwrap().workload, "");
+    let when = When::long_ago(110 * S);
+    let found = answer(&store, "10.0.0.1", 80, when);
+    assert_eq!(
+        (&*found.name.unwrap().workload, found.lesser),
+        ("", Some(Unnamed::OwnerUnseen))
+    );
     assert_eq!(at(&store, "10.0.0.1", 80, 50), Err(Unnamed::NotHeldThen));
     assert_eq!(at(&store, "10.0.0.9", 80, 110), Err(Unnamed::Unknown));
-    store.apply_pod(&pod(2, "b", "10.0.0.1", None), 120 * S);
-    for _ in 0..2 {
-        assert_eq!(at(&store, "10.0.0.1", 80, 120), Err(Unnamed::AddressAmbiguous));
-    }
-    let expected = UnnamedCounts {
-        unknown: 1,
-        address_ambiguous: 2,
-        not_held_then: 1,
-        port_ambiguous: 0,
-        owner_unseen: 1,
+    assert_eq!(at(&store, "198.51.100.1", 443, 110), Err(Unnamed::Outside));
+    assert_eq!(at(&store, "224.0.0.251", 5353, 110), Err(Unnamed::Outside));
+    // Of two that may be meant, what both are.
+    store.apply_pod(&pod(2, "b", "10.0.0.1", Some(("ReplicaSet", "late-1", 100))), 120 * S);
+    let found = answer(&store, "10.0.0.1", 80, When::long_ago(120 * S));
+    assert_eq!(found.lesser, Some(Unnamed::AddressAmbiguous));
+    let name = found.name.unwrap();
+    assert_eq!((&*name.namespace, &*name.pod), ("shop", ""));
+    // Of two that have nothing in common, neither.
+    let mut other = pod(3, "c", "10.0.0.1", None);
+    other.metadata.namespace = Some("bank".to_owned());
+    store.apply_pod(&other, 130 * S);
+    assert_eq!(at(&store, "10.0.0.1", 80, 130), Err(Unnamed::AddressAmbiguous));
+}
+
+#[test]
+fn what_spans_a_handover_is_no_ones() {
+    let mut store = Store::new("one");
+    let old = pod(1, "old", "10.0.0.1", None);
+    store.apply_pod(&old, 110 * S);
+    let sole = answer(&store, "10.0.0.1", 80, When::long_ago(120 * S));
+    assert_eq!(sole.since, 100 * S, "holds for all since the pod began");
+    store.delete_pod(&old, 200 * S);
+    let between = |first, last, now| {
+        let when = When {
+            first: first * S,
+            last: last * S,
+            now: now * S,
+        };
+        answer(&store, "10.0.0.1", 80, when).name.map(|it| it.pod.to_string())
     };
-    assert_eq!(store.unnamed(), expected);
+    // The last segments trail behind, but the next holder may not be known yet.
+    assert_eq!(between(201, 201, 202), Err(Unnamed::NotHeldThen));
+    assert_eq!(between(201, 201, 204), Ok("old".to_owned()));
+    assert_eq!(between(190, 201, 201), Ok("old".to_owned()));
+    let mut new = pod(2, "new", "10.0.0.1", None);
+    new.metadata.namespace = Some("bank".to_owned());
+    new.status.start_time = of(json!("1970-01-01T00:03:40Z"));
+    store.apply_pod(&new, 221 * S);
+    assert_eq!(store.holders("10.0.0.1".parse().unwrap()), 2);
+    let between = |first, last| {
+        let when = When {
+            first: first * S,
+            last: last * S,
+            now: 230 * S,
+        };
+        answer(&store, "10.0.0.1", 80, when).name.map(|it| it.pod.to_string())
+    };
+    assert_eq!(between(190, 199), Ok("old".to_owned()));
+    assert_eq!(between(190, 225), Err(Unnamed::AddressAmbiguous));
+    assert_eq!(between(205, 225), Ok("new".to_owned()));
+}
+
+#[test]
+fn a_service_has_the_workload_behind_it_if_it_is_one() {
+    let mut store = Store::new("one");
+    store.apply_service(&of(
+        json!({"metadata": {"name": "web", "namespace": "shop", "uid": uid(51)},
+        "spec": {"clusterIP": "10.96.0.9"}}),
+    ));
+    let slice = |n: u32, ip: &str| -> EndpointSlice {
+        of(
+            json!({"metadata": {"name": format!("web-{n}"), "namespace": "shop", "uid": uid(n),
+            "labels": {"kubernetes.io/service-name": "web"}}, "endpoints": [{"addresses": [ip]}]}),
+        )
+    };
+    let workload = |store: &Store| {
+        let name = at(store, "10.96.0.9", 80, 120).unwrap();
+        (name.workload_type.to_string(), name.workload.to_string())
+    };
+    assert_eq!(workload(&store), Default::default());
+    for (n, owner) in [(1, 100), (2, 100), (3, 101)] {
+        let owner = Some(("StatefulSet", if owner == 100 { "db" } else { "cache" }, owner));
+        store.apply_pod(&pod(n, &format!("w{n}"), &format!("10.0.0.{n}"), owner), 110 * S);
+    }
+    store.apply_slice(&slice(60, "10.0.0.1"), 110 * S);
+    store.apply_slice(&slice(61, "10.0.0.2"), 110 * S);
+    assert_eq!(workload(&store), ("statefulset".to_owned(), "db".to_owned()));
+    store.apply_slice(&slice(62, "10.0.0.3"), 110 * S);
+    assert_eq!(workload(&store), Default::default(), "two workloads");
+    store.delete_slice(&slice(62, "10.0.0.3"), 110 * S);
+    assert_eq!(workload(&store), ("statefulset".to_owned(), "db".to_owned()));
 }
 
 #[test]

@@ -1,22 +1,18 @@
-//! Keeps the names like the cluster: one list and one watch per kind, and lookups that never wait for the API server.
+//! Keeps the store like the cluster: one list and one watch per kind.
 //!
 //! ```text
 //! watcher per kind (paged list, bookmarks, backoff with jitter) ▶ RwLock<Store>, namespaces ◀ [`Names`]
-//! cgroup file system, every few seconds ▶ RwLock<cgroup::Index> ◀──────────────────────────────┘
 //! ```
 //! While the API server is away the names are those last known. Entry: [`names`], whose future does the work.
 
 use std::{
     collections::BTreeMap,
-    fs,
-    net::IpAddr,
-    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt, future};
@@ -27,30 +23,24 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use parking_lot::RwLock;
-use records::{K8sEndpoint, Str, Transport};
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
+    cgroups,
+    names::{Names, State, now_ns},
     objects::{EndpointSlice, Job, Namespace, Node, Pod, ReplicaSet, Service},
-    store::{Counts, Kind, Store, Unnamed, UnnamedCounts},
+    store::{Kind, Store, pod_uid},
 };
-use crate::identity::{
-    cgroup::{self, Uid},
-    process::Proc,
-};
-
-/// How often cgroups are scanned and what ended long ago is forgotten.
-const TICK: Duration = Duration::from_secs(5);
 
 /// Where the names come from.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The agent's own node, by name.
     pub node: String,
-    /// The host's root directory, with `proc` and `sys` below it.
+    /// The host's root directory, with `sys` below it.
     pub host_root: PathBuf,
+    /// `/proc` of the host's pid namespace.
+    pub proc: PathBuf,
     /// Objects per page of a list.
     pub page_size: u32,
 }
@@ -78,57 +68,33 @@ pub struct Health {
     pub lists: u64,
 }
 
-/// The local end of a flow.
-#[derive(Clone, Copy, Debug)]
-pub struct Local {
-    /// Id of the cgroup its socket was made in; 0 if not known.
-    pub cgroup_id: u64,
-    /// Its process; 0 if not known.
-    pub pid: u32,
-    /// Inode number of its network namespace; 0 if not known.
-    pub netns: u64,
-    /// Its address.
-    pub ip: IpAddr,
-    /// When it happened, nanoseconds since 1970.
-    pub at: i64,
-}
-
+/// [`Health`] as it is kept.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     lists: AtomicU64,
     /// Nanoseconds since 1970; 0 before the first.
     last_event: AtomicI64,
     errors: AtomicU64,
 }
 
-#[derive(Debug)]
-struct State {
-    store: RwLock<Store>,
-    cgroups: RwLock<cgroup::Index>,
-    proc: Proc,
-    host_netns: Option<u64>,
-    namespaces: watch::Sender<Namespaces>,
-    progress: [Progress; Kind::ALL.len()],
+impl Progress {
+    pub(super) fn health(&self) -> Health {
+        Health {
+            last_event: Some(self.last_event.load(Ordering::Relaxed))
+                .filter(|at| *at != 0)
+                .map(|at| Duration::from_nanos(u64::try_from(now_ns() - at).unwrap_or(0))),
+            errors_since_event: self.errors.load(Ordering::Relaxed),
+            lists: self.lists.load(Ordering::Relaxed),
+        }
+    }
 }
-
-/// Names of the ends of flows. Clones share what is known.
-#[derive(Clone, Debug)]
-pub struct Names(Arc<State>);
 
 /// The lookups, and the future that feeds them until it is dropped.
 pub fn names(client: Client, options: &Options) -> (Names, impl Future<Output = ()> + Send + use<>) {
-    let proc = Proc::new(options.host_root.join("proc"));
-    let state = Arc::new(State {
-        store: RwLock::new(Store::new(&options.node)),
-        cgroups: RwLock::new(cgroup::Index::new(&options.host_root)),
-        host_netns: fs::metadata(proc.path(1, "ns/net")).ok().map(|it| it.ino()),
-        proc,
-        namespaces: watch::Sender::new(Namespaces::default()),
-        progress: std::array::from_fn(|_| Progress::default()),
-    });
+    let state = Arc::new(State::new(options));
     let config = watcher::Config::default().page_size(options.page_size);
     let feed = feed(client, config, Arc::clone(&state));
-    (Names(state), feed)
+    (Names::new(state), feed)
 }
 
 async fn feed(client: Client, config: watcher::Config, state: Arc<State>) {
@@ -143,7 +109,7 @@ async fn feed(client: Client, config: watcher::Config, state: Arc<State>) {
             follow::<ReplicaSet>(&client, &config, &state),
             follow::<Job>(&client, &config, &state),
             follow_namespaces(&client, &config, &state),
-            tidy(&state),
+            cgroups::follow(&state),
         ),
     )
     .await;
@@ -154,10 +120,14 @@ trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt:
     const KIND: Kind;
     fn apply(&self, store: &mut Store, now: i64);
     fn delete(&self, store: &mut Store, now: i64);
+    /// Whether what is switched on for a cgroup of this machine may depend on it.
+    fn concerns(&self, _: &State) -> bool {
+        false
+    }
 }
 
 macro_rules! watched {
-    ($($kind:ident: |$it:ident, $store:ident, $now:pat_param| $apply:expr, $delete:expr;)*) => {
+    ($($kind:ident: |$it:ident, $store:ident, $now:pat_param| $apply:expr, $delete:expr $(, $concerns:expr)?;)*) => {
         $(impl Watched for $kind {
             const KIND: Kind = Kind::$kind;
             fn apply(&self, $store: &mut Store, $now: i64) {
@@ -168,17 +138,26 @@ macro_rules! watched {
                 let $it = self;
                 $delete;
             }
+            $(fn concerns(&self, state: &State) -> bool {
+                $concerns(self, state)
+            })?
         })*
     };
 }
 
 watched! {
-    Pod: |it, store, now| store.apply_pod(it, now), store.delete_pod(it, now);
+    Pod: |it, store, now| store.apply_pod(it, now), store.delete_pod(it, now), on_this_machine;
     Service: |it, store, _| store.apply_service(it), store.delete_service(it);
     EndpointSlice: |it, store, now| store.apply_slice(it, now), store.delete_slice(it, now);
     Node: |it, store, _| store.apply_node(it), store.delete_node(it);
     ReplicaSet: |it, store, _| store.apply_replica_set(it), store.delete_owner(&it.metadata);
     Job: |it, store, _| store.apply_job(it), store.delete_owner(&it.metadata);
+}
+
+/// Pods of other nodes may share this kernel.
+fn on_this_machine(pod: &Pod, state: &State) -> bool {
+    pod.spec.node_name.as_deref() == Some(&*state.node)
+        || pod_uid(&pod.metadata).is_some_and(|uid| state.cgroups.read().contains(uid))
 }
 
 /// Events of a kind, errors taken out and waited after.
@@ -222,12 +201,22 @@ async fn follow<K: Watched>(client: &Client, config: &watcher::Config, state: &S
     let mut events = events::<K>(client, config, state, K::KIND);
     while let Some(event) = events.next().await {
         let now = now_ns();
-        let mut store = state.store.write();
-        match event {
-            Event::Init => store.begin_list(K::KIND),
-            Event::InitApply(it) | Event::Apply(it) => it.apply(&mut store, now),
-            Event::Delete(it) => it.delete(&mut store, now),
-            Event::InitDone => store.end_list(K::KIND, now),
+        let concerns = match &event {
+            Event::Init | Event::InitApply(_) => false,
+            Event::Apply(it) | Event::Delete(it) => it.concerns(state),
+            Event::InitDone => K::KIND == Kind::Pod,
+        };
+        {
+            let mut store = state.store.write();
+            match event {
+                Event::Init => store.begin_list(K::KIND),
+                Event::InitApply(it) | Event::Apply(it) => it.apply(&mut store, now),
+                Event::Delete(it) => it.delete(&mut store, now),
+                Event::InitDone => store.end_list(K::KIND, now),
+            }
+        }
+        if concerns {
+            state.changed();
         }
     }
 }
@@ -259,113 +248,6 @@ fn named(namespace: Namespace) -> Option<(String, NamespaceMeta)> {
         annotations: meta.annotations.unwrap_or_default(),
     };
     Some((meta.name?, known))
-}
-
-async fn tidy(state: &Arc<State>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let state = Arc::clone(state);
-        // The scan reads directories; it ends by itself if this future is dropped.
-        let done = tokio::task::spawn_blocking(move || {
-            state.cgroups.write().scan(Instant::now());
-            state.store.write().expire(now_ns());
-        });
-        if let Err(error) = done.await {
-            tracing::error!(%error, "scan of the cgroups failed; the next one tries again");
-        }
-    }
-}
-
-fn now_ns() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
-}
-
-impl Names {
-    /// The local end: by the cgroup of its socket, else by its process, else by its address. In the host's network
-    /// what is no pod is the node.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn local(&self, end: &Local) -> Result<K8sEndpoint, Unnamed> {
-        let state = &*self.0;
-        let by_process = || {
-            (end.pid != 0)
-                .then(|| cgroup::pod_of_process(&state.proc, end.pid))
-                .flatten()
-        };
-        let uid = self.pod_of_cgroup(end.cgroup_id).or_else(by_process);
-        let store = state.store.read();
-        if let Some(uid) = uid.filter(|uid| store.placement(*uid).is_some()) {
-            return store.pod(uid, end.at);
-        }
-        if uid.is_none()
-            && state.host_netns == Some(end.netns)
-            && let Some(node) = store.own_node()
-        {
-            return Ok(node);
-        }
-        store.by_address(end.ip, None, Transport::Tcp, end.at)
-    }
-
-    /// The remote end, by its address and port.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn remote(&self, ip: IpAddr, port: u16, transport: Transport, at: i64) -> Result<K8sEndpoint, Unnamed> {
-        self.0.store.read().by_address(ip, Some(port), transport, at)
-    }
-
-    /// The pod of a cgroup.
-    #[must_use]
-    pub fn pod_of_cgroup(&self, cgroup_id: u64) -> Option<Uid> {
-        self.0.cgroups.read().pod(cgroup_id)
-    }
-
-    /// Whether a pod is on the agent's own node; `None` if the pod is not known.
-    #[must_use]
-    pub fn is_local(&self, pod: Uid) -> Option<bool> {
-        self.0.store.read().placement(pod).map(|(_, own)| own)
-    }
-
-    /// The namespace of a pod.
-    #[must_use]
-    pub fn namespace_of(&self, pod: Uid) -> Option<Str> {
-        self.0.store.read().placement(pod).map(|(namespace, _)| namespace)
-    }
-
-    /// All namespaces, and word of their changes.
-    #[must_use]
-    pub fn namespaces(&self) -> watch::Receiver<Namespaces> {
-        self.0.namespaces.subscribe()
-    }
-
-    /// How the watch of a kind fares.
-    #[must_use]
-    pub fn health(&self, kind: Kind) -> Health {
-        let of = |it: &Progress| Health {
-            last_event: Some(it.last_event.load(Ordering::Relaxed))
-                .filter(|at| *at != 0)
-                .map(|at| Duration::from_nanos(u64::try_from(now_ns() - at).unwrap_or(0))),
-            errors_since_event: it.errors.load(Ordering::Relaxed),
-            lists: it.lists.load(Ordering::Relaxed),
-        };
-        of(self.0.progress.get(kind as usize).unwrap_or(&Progress::default()))
-    }
-
-    /// Sizes and losses.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.0.store.read().counts()
-    }
-
-    /// Lookups so far that gave no name or a lesser one.
-    #[must_use]
-    pub fn unnamed(&self) -> UnnamedCounts {
-        self.0.store.read().unnamed()
-    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ impl Store {
                 self.backs.insert(*ip, uid);
             }
         }
+        self.slices_of.entry(names(&entry)).or_default().push(uid);
         self.slices.insert(uid, entry);
         before.into_iter().for_each(|before| self.let_go(&before, now));
     }
@@ -68,6 +69,13 @@ impl Store {
 
     fn remove_slice(&mut self, uid: Uid) -> Option<SliceEntry> {
         let gone = self.slices.remove(&uid)?;
+        let service = (gone.namespace.clone(), gone.service.clone());
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.retain(|it| *it != uid);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
         for ip in &gone.ips {
             if self.backs.get(ip) != Some(&uid) {
                 continue;

@@ -1,24 +1,25 @@
 //! Names of the ends of flows, out of a [`Store`].
 
-use std::{
-    net::IpAddr,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{net::IpAddr, sync::Arc};
 
-use records::{K8sEndpoint, Str, Transport};
+use records::{IpType, K8sEndpoint, Str, Transport};
 
-use super::{NodeEntry, OPEN, PodEntry, Seen, Store};
+use super::{NodeEntry, OPEN, PodEntry, Seen, ServiceEntry, Store};
 use crate::identity::cgroup::Uid;
 
 /// How long after its end an address still names its last holder: the last segments of a connection trail behind.
 const TRAIL_NS: i64 = 10 * 1_000_000_000;
+/// How long the API may take to tell who has an address. Until then the next holder may have talked already.
+pub const SETTLE_NS: i64 = 3 * 1_000_000_000;
 
-/// Why an end has no name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why an end has no name, or a lesser one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unnamed {
     /// No object is known by this address, uid or port.
     Unknown,
-    /// Two pods may have held the address at that time.
+    /// No object is known by this address, which is a public or multicast one.
+    Outside,
+    /// Several pods may have held the address at that time; what they have in common is named.
     AddressAmbiguous,
     /// The address was not held at that time.
     NotHeldThen,
@@ -28,72 +29,88 @@ pub enum Unnamed {
     OwnerUnseen,
 }
 
-/// Lookups that gave no name or a lesser one, by [`Unnamed`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UnnamedCounts {
-    /// [`Unnamed::Unknown`].
-    pub unknown: u64,
-    /// [`Unnamed::AddressAmbiguous`].
-    pub address_ambiguous: u64,
-    /// [`Unnamed::NotHeldThen`].
-    pub not_held_then: u64,
-    /// [`Unnamed::PortAmbiguous`].
-    pub port_ambiguous: u64,
-    /// [`Unnamed::OwnerUnseen`].
-    pub owner_unseen: u64,
+impl Unnamed {
+    /// The reason in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Outside => "outside",
+            Self::AddressAmbiguous => "address_ambiguous",
+            Self::NotHeldThen => "not_held_then",
+            Self::PortAmbiguous => "port_ambiguous",
+            Self::OwnerUnseen => "owner_unseen",
+        }
+    }
 }
 
-/// [`UnnamedCounts`] while they grow; lookups share the store.
-#[derive(Debug, Default)]
-pub(super) struct Unnameds {
-    unknown: AtomicU64,
-    address_ambiguous: AtomicU64,
-    not_held_then: AtomicU64,
-    port_ambiguous: AtomicU64,
-    owner_unseen: AtomicU64,
+/// When something happened and when it is asked about, nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct When {
+    /// It began no earlier.
+    pub first: i64,
+    /// It ended no later.
+    pub last: i64,
+    /// Now.
+    pub now: i64,
 }
 
-impl Unnameds {
-    fn add(&self, why: Unnamed) {
-        let counter = match why {
-            Unnamed::Unknown => &self.unknown,
-            Unnamed::AddressAmbiguous => &self.address_ambiguous,
-            Unnamed::NotHeldThen => &self.not_held_then,
-            Unnamed::PortAmbiguous => &self.port_ambiguous,
-            Unnamed::OwnerUnseen => &self.owner_unseen,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+impl When {
+    /// What happened at one time, long enough ago that all is known of it.
+    #[must_use]
+    pub const fn long_ago(at: i64) -> Self {
+        Self {
+            first: at,
+            last: at,
+            now: at + SETTLE_NS,
+        }
+    }
+}
+
+/// What a lookup found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The name.
+    pub name: Result<Arc<K8sEndpoint>, Unnamed>,
+    /// Why the name lacks something.
+    pub lesser: Option<Unnamed>,
+    /// The answer holds for all that began at this time or later, until now.
+    pub since: i64,
+}
+
+impl Answer {
+    fn always(name: Arc<K8sEndpoint>) -> Self {
+        Self {
+            name: Ok(name),
+            lesser: None,
+            since: i64::MIN,
+        }
+    }
+
+    fn not(why: Unnamed, since: i64) -> Self {
+        Self {
+            name: Err(why),
+            lesser: None,
+            since,
+        }
     }
 }
 
 impl Store {
-    /// Lookups so far that gave no name or a lesser one.
+    /// The pod of a uid as it was then; ended ones too, while they are remembered.
     #[must_use]
-    pub fn unnamed(&self) -> UnnamedCounts {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        UnnamedCounts {
-            unknown: of(&self.unnamed.unknown),
-            address_ambiguous: of(&self.unnamed.address_ambiguous),
-            not_held_then: of(&self.unnamed.not_held_then),
-            port_ambiguous: of(&self.unnamed.port_ambiguous),
-            owner_unseen: of(&self.unnamed.owner_unseen),
+    pub fn pod(&self, uid: Uid, when: When) -> Answer {
+        match self.pods.get(uid) {
+            Some(pod) => self.endpoint(pod, when),
+            None => Answer::not(Unnamed::Unknown, i64::MIN),
         }
-    }
-
-    /// The pod of a uid as it was at `at`; ended ones too, while they are remembered.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn pod(&self, uid: Uid, at: i64) -> Result<K8sEndpoint, Unnamed> {
-        let found = self.pods.get(uid).map(|pod| self.endpoint(pod, at));
-        found.ok_or(Unnamed::Unknown).inspect_err(|why| self.unnamed.add(*why))
     }
 
     /// The agent's own node.
     #[must_use]
-    pub fn own_node(&self) -> Option<K8sEndpoint> {
+    pub fn own_node(&self) -> Option<Arc<K8sEndpoint>> {
         let node = self.own_node.and_then(|uid| self.nodes.get(&uid))?;
-        Some(K8sEndpoint::clone(&node.endpoint))
+        Some(Arc::clone(&node.endpoint))
     }
 
     /// Namespace of a pod, and whether it is on the agent's own node.
@@ -102,91 +119,178 @@ impl Store {
         self.pods.get(uid).map(|pod| (pod.namespace.clone(), pod.own))
     }
 
-    /// Who held `ip` at `at`; `port` tells services on a node's address and pods in a node's network.
-    ///
-    /// # Errors
-    /// Why there is no name.
-    pub fn by_address(
-        &self,
-        ip: IpAddr,
-        port: Option<u16>,
-        transport: Transport,
-        at: i64,
-    ) -> Result<K8sEndpoint, Unnamed> {
-        self.find(ip, port, transport, at)
-            .inspect_err(|why| self.unnamed.add(*why))
+    /// Whether a pod is in the node's network.
+    #[must_use]
+    pub fn in_host_network(&self, uid: Uid) -> bool {
+        self.pods.get(uid).is_some_and(|pod| pod.ports.is_some())
     }
 
-    fn find(&self, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> Result<K8sEndpoint, Unnamed> {
+    /// How many pods are remembered to have held an address.
+    #[must_use]
+    pub fn holders(&self, ip: IpAddr) -> usize {
+        self.by_ip.of(ip).len()
+    }
+
+    /// Who held `ip` then; `port` tells services on a node's address and pods in a node's network.
+    #[must_use]
+    pub fn by_address(&self, ip: IpAddr, port: Option<u16>, transport: Transport, when: When) -> Answer {
         if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
-            return Ok(self.on_node(node, ip, port, transport, at));
+            return self.on_node(node, ip, port, transport, when);
         }
-        let held = match self.by_ip.of(ip) {
-            [] => Err(Unnamed::Unknown),
-            uids => self.holder(uids, at),
-        };
-        match held {
-            Ok(pod) => return Ok(self.endpoint(pod, at)),
-            Err(Unnamed::AddressAmbiguous) => return Err(Unnamed::AddressAmbiguous),
-            Err(_) => {}
+        let held = self.holder(ip, when);
+        if matches!(held.name, Ok(_) | Err(Unnamed::AddressAmbiguous)) {
+            return held;
         }
         if let Some(service) = self.service_ips.get(&ip).and_then(|uid| self.services.get(uid)) {
-            return Ok(K8sEndpoint::clone(&service.endpoint));
+            return self.service(service);
         }
         // An endpoint of a service without a selector.
-        if let (Err(Unnamed::Unknown), Some(slice)) = (&held, self.backs.get(&ip).and_then(|uid| self.slices.get(uid)))
+        if self.by_ip.of(ip).is_empty()
+            && let Some(slice) = self.backs.get(&ip).and_then(|uid| self.slices.get(uid))
         {
-            return Ok(K8sEndpoint {
+            return Answer::always(Arc::new(K8sEndpoint {
                 namespace: slice.namespace.clone(),
                 service: slice.service.clone(),
                 ..K8sEndpoint::default()
-            });
+            }));
         }
-        held.map(|pod| self.endpoint(pod, at))
+        held
     }
 
-    fn on_node(&self, node: &NodeEntry, ip: IpAddr, port: Option<u16>, transport: Transport, at: i64) -> K8sEndpoint {
+    fn on_node(&self, node: &NodeEntry, ip: IpAddr, port: Option<u16>, transport: Transport, when: When) -> Answer {
+        let just_node = || Answer::always(Arc::clone(&node.endpoint));
         let Some(key) = port.map(|port| (port, transport)) else {
-            return K8sEndpoint::clone(&node.endpoint);
+            return just_node();
         };
         if let Some(service) = self.node_ports.get(&key).and_then(|uid| self.services.get(uid)) {
-            return K8sEndpoint::clone(&service.endpoint);
+            return self.service(service);
         }
         let uids = self.by_ip.of(ip);
         let mut pods = uids
             .iter()
             .filter_map(|uid| self.pods.get(*uid))
             .filter(|pod| pod.ports.as_ref().is_some_and(|ports| ports.0.contains(&key)))
-            .filter(|pod| pod.from <= at && at < pod.to);
+            .filter(|pod| pod.from <= when.last && when.first < pod.to);
         match (pods.next(), pods.next()) {
-            (Some(pod), None) => self.endpoint(pod, at),
-            (Some(_), Some(_)) => {
-                self.unnamed.add(Unnamed::PortAmbiguous);
-                K8sEndpoint::clone(&node.endpoint)
-            }
-            (None, _) => K8sEndpoint::clone(&node.endpoint),
+            (Some(pod), None) => self.endpoint(pod, when),
+            (Some(_), Some(_)) => Answer {
+                lesser: Some(Unnamed::PortAmbiguous),
+                since: i64::MAX,
+                ..just_node()
+            },
+            (None, _) => just_node(),
         }
     }
 
-    fn holder(&self, uids: &[Uid], at: i64) -> Result<&PodEntry, Unnamed> {
+    /// A service, with the workload behind it if all its pods have the same.
+    fn service(&self, service: &ServiceEntry) -> Answer {
+        let endpoint = &service.endpoint;
+        let key = (endpoint.namespace.clone(), endpoint.service.clone());
+        let slices = self.slices_of.get(&key).into_iter().flatten();
+        let mut pods = slices
+            .filter_map(|uid| self.slices.get(uid))
+            .flat_map(|slice| &slice.ips)
+            .filter_map(|ip| self.by_ip.of(*ip).last())
+            .filter_map(|uid| self.pods.get(*uid))
+            .filter(|pod| pod.ports.is_none() && pod.owner.is_some());
+        let Some(first) = pods.next() else {
+            return Answer::always(Arc::clone(endpoint));
+        };
+        if !pods.all(|pod| pod.owner == first.owner || self.workload(pod) == self.workload(first)) {
+            return Answer::always(Arc::clone(endpoint));
+        }
+        let (workload_type, workload) = self.workload(first).unwrap_or_default();
+        Answer::always(Arc::new(K8sEndpoint {
+            workload,
+            workload_type,
+            ..K8sEndpoint::clone(endpoint)
+        }))
+    }
+
+    /// The pod that held an address.
+    fn holder(&self, ip: IpAddr, when: When) -> Answer {
+        let uids = self.by_ip.of(ip);
         let pods = || {
             uids.iter()
                 .filter_map(|uid| self.pods.get(*uid))
                 .filter(|pod| pod.ports.is_none())
         };
-        let mut then = pods().filter(|pod| pod.from <= at && at < pod.to);
-        match (then.next(), then.next()) {
-            (Some(pod), None) => return Ok(pod),
-            (Some(_), Some(_)) => return Err(Unnamed::AddressAmbiguous),
-            (None, _) => {}
+        let then = || pods().filter(|pod| pod.from <= when.last && when.first < pod.to);
+        match then().count() {
+            0 => {}
+            1 => {
+                let sole = pods().count() == 1;
+                return match then().next() {
+                    Some(pod) => {
+                        let answer = self.endpoint(pod, when);
+                        let since = if sole && pod.to == OPEN {
+                            answer.since.max(pod.from)
+                        } else {
+                            i64::MAX
+                        };
+                        Answer { since, ..answer }
+                    }
+                    None => Answer::not(Unnamed::Unknown, i64::MAX),
+                };
+            }
+            _ => return self.in_common(then(), when),
         }
-        pods()
-            .filter(|pod| pod.to <= at && at - pod.to < TRAIL_NS)
-            .max_by_key(|pod| pod.to)
-            .ok_or(Unnamed::NotHeldThen)
+        let trailing = pods()
+            .filter(|pod| pod.to <= when.first && when.first - pod.to < TRAIL_NS)
+            .max_by_key(|pod| pod.to);
+        match trailing {
+            // Who has it next would be known by now.
+            Some(pod) if when.now - when.first >= SETTLE_NS => Answer {
+                since: i64::MAX,
+                ..self.endpoint(pod, when)
+            },
+            _ if uids.is_empty() => Answer::not(unknown(ip), i64::MIN),
+            _ => Answer::not(Unnamed::NotHeldThen, i64::MAX),
+        }
     }
 
-    fn endpoint(&self, pod: &PodEntry, at: i64) -> K8sEndpoint {
+    /// What several pods that may be meant have in common.
+    fn in_common<'a>(&self, pods: impl Iterator<Item = &'a PodEntry>, when: When) -> Answer {
+        let mut names = pods.filter_map(|pod| self.endpoint(pod, when).name.ok());
+        let nothing = Answer::not(Unnamed::AddressAmbiguous, i64::MAX);
+        let Some(first) = names.next() else { return nothing };
+        let common = names.fold(K8sEndpoint::clone(&first), |common, other| {
+            let same = |a: Str, b: &Str| if a == *b { a } else { Str::default() };
+            let workload = common.workload == other.workload && common.workload_type == other.workload_type;
+            let of_both = |text: Str| if workload { text } else { Str::default() };
+            K8sEndpoint {
+                namespace: same(common.namespace, &other.namespace),
+                pod: same(common.pod, &other.pod),
+                service: same(common.service, &other.service),
+                workload: of_both(common.workload),
+                workload_type: of_both(common.workload_type),
+            }
+        });
+        if common.namespace.is_empty() {
+            return nothing;
+        }
+        let whole = common == *first;
+        Answer {
+            name: Ok(Arc::new(common)),
+            lesser: (!whole).then_some(Unnamed::AddressAmbiguous),
+            since: i64::MAX,
+        }
+    }
+
+    /// Kind and name of what runs a pod; `None` while the object between them has not been seen.
+    fn workload(&self, pod: &PodEntry) -> Option<(Str, Str)> {
+        let Some(owner) = pod.owner.and_then(|uid| self.owners.get(&uid)) else {
+            return Some((self.pod_kind.clone(), pod.name.clone()));
+        };
+        match &owner.parent {
+            Some((kind, name)) => Some((kind.clone(), name.clone())),
+            // Not seen yet: whether a deployment is above it is not known.
+            None if owner.seen == Seen::Never && matches!(&*owner.kind, "replicaset" | "job") => None,
+            None => Some((owner.kind.clone(), owner.name.clone())),
+        }
+    }
+
+    fn endpoint(&self, pod: &PodEntry, when: When) -> Answer {
         let slice = || {
             // The address of a pod in the node's network is not its own.
             let ips = pod.ips.iter().flatten().filter(|_| pod.ports.is_none());
@@ -194,28 +298,35 @@ impl Store {
                 .find(|slice| slice.namespace == pod.namespace)
                 .map(|slice| slice.service.clone())
         };
-        let let_go = || self.let_go.get(&pod.uid).filter(|(_, when)| at < *when);
+        let let_go = self.let_go.get(&pod.uid);
         // The address of an ended pod may back another's service by now.
         let service = if pod.to == OPEN { slice() } else { None };
-        let service = service.or_else(|| let_go().map(|(service, _)| service.clone()));
-        let (workload_type, workload) = match pod.owner.and_then(|uid| self.owners.get(&uid)) {
-            None => ("pod".into(), pod.name.clone()),
-            Some(owner) => match &owner.parent {
-                Some((kind, name)) => (kind.clone(), name.clone()),
-                // Not seen yet: whether a deployment is above it is not known.
-                None if owner.seen == Seen::Never && matches!(&*owner.kind, "replicaset" | "job") => {
-                    self.unnamed.add(Unnamed::OwnerUnseen);
-                    (Str::default(), Str::default())
-                }
-                None => (owner.kind.clone(), owner.name.clone()),
-            },
-        };
-        K8sEndpoint {
-            namespace: pod.namespace.clone(),
-            pod: pod.name.clone(),
-            service: service.unwrap_or_default(),
-            workload,
-            workload_type,
+        let service = service.or_else(|| {
+            let_go
+                .filter(|(_, until)| when.first < *until)
+                .map(|(service, _)| service.clone())
+        });
+        let workload = self.workload(pod);
+        let lesser = workload.is_none().then_some(Unnamed::OwnerUnseen);
+        let (workload_type, workload) = workload.unwrap_or_default();
+        Answer {
+            name: Ok(Arc::new(K8sEndpoint {
+                namespace: pod.namespace.clone(),
+                pod: pod.name.clone(),
+                service: service.unwrap_or_default(),
+                workload,
+                workload_type,
+            })),
+            lesser,
+            since: if let_go.is_some() { i64::MAX } else { i64::MIN },
         }
+    }
+}
+
+/// [`Unnamed::Unknown`], told apart from addresses that no cluster gives out.
+fn unknown(ip: IpAddr) -> Unnamed {
+    match IpType::of(ip) {
+        IpType::Multicast | IpType::Other => Unnamed::Outside,
+        IpType::Private | IpType::Loopback => Unnamed::Unknown,
     }
 }

@@ -1,21 +1,24 @@
 //! Which pod a cgroup belongs to.
 //!
 //! ```text
-//! /proc/PID/cgroup  ▶ path ─┐
-//! cgroup id ▶ [`Index`] ▶ path ─┴▶ [`parse`] ▶ pod uid, container id
+//! /proc/PID/cgroup  ▶ path ─────────────────────────────┐
+//! cgroup id ▶ [`Index`] ▶ path ──────────────────────────┴▶ [`parse`] ▶ pod uid, container id
+//! directories ([`walk`] every few seconds, [`Watch`] at once) ▶ [`Index`]
 //! ```
 //! A path is read by its parts, not by a fixed shape: the kubelet's root may lie below another cgroup (kind, a kubelet
-//! in a container), and drivers, runtimes and cgroup versions write the same pod differently.
+//! in a container), and drivers, runtimes and cgroup versions write the same pod differently. Which of a machine's
+//! hierarchies holds the pods is found by [`find_hierarchy`].
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+mod hierarchy;
+mod index;
+mod watch;
 
-use ahash::RandomState;
-use hashbrown::HashMap;
+use std::fs;
+
+pub use hierarchy::find_hierarchy;
+pub use index::{Change, Found, Index, walk};
+pub(crate) use index::{namespaces_in, processes};
+pub use watch::{Seen, Watch};
 
 use super::process::Proc;
 
@@ -106,123 +109,6 @@ pub fn path_of_process(text: &str) -> Option<&str> {
 pub fn pod_of_process(proc: &Proc, pid: u32) -> Option<Uid> {
     let text = fs::read_to_string(proc.path(pid, "cgroup")).ok()?;
     Some(parse(path_of_process(&text)?)?.uid)
-}
-
-/// A cgroup's pod, and since when the cgroup is gone.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    uid: Uid,
-    gone: Option<Instant>,
-    scan: u32,
-}
-
-/// The pods' cgroups by id: the inode number of the cgroup's directory, as `bpf_get_current_cgroup_id` gives it.
-#[derive(Debug)]
-pub struct Index {
-    root: PathBuf,
-    entries: HashMap<u64, Entry, RandomState>,
-    scan: u32,
-    refused: u64,
-}
-
-/// How long a removed cgroup still names its pod.
-const KEEP: Duration = Duration::from_secs(600);
-/// Cgroups kept at most. A node runs some hundred pods with a few cgroups each.
-const ENTRIES_MAX: usize = 65_536;
-/// Deeper than any kubelet nests.
-const DEPTH_MAX: usize = 24;
-
-impl Index {
-    /// Of the cgroup file system below `host_root`. With version 1 the hierarchy is that of `pids`, else `memory`.
-    #[must_use]
-    pub fn new(host_root: &Path) -> Self {
-        let base = host_root.join("sys/fs/cgroup");
-        let root = if base.join("cgroup.controllers").exists() {
-            base
-        } else {
-            ["pids", "memory", "systemd"]
-                .iter()
-                .map(|controller| base.join(controller))
-                .find(|path| path.is_dir())
-                .unwrap_or(base)
-        };
-        Self {
-            root,
-            entries: HashMap::default(),
-            scan: 0,
-            refused: 0,
-        }
-    }
-
-    /// The pod of a cgroup.
-    #[must_use]
-    pub fn pod(&self, cgroup_id: u64) -> Option<Uid> {
-        self.entries.get(&cgroup_id).map(|entry| entry.uid)
-    }
-
-    /// Cgroups of pods that are known, removed ones included.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// True if no pod's cgroup is known.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Cgroups left out for lack of room.
-    #[must_use]
-    pub const fn refused(&self) -> u64 {
-        self.refused
-    }
-
-    /// Walks the hierarchy. What is no longer there stays for some minutes; an id that the kernel gave to another
-    /// cgroup names the new one.
-    pub fn scan(&mut self, now: Instant) {
-        self.scan = self.scan.wrapping_add(1);
-        let root = self.root.clone();
-        self.walk(&root, None, 0);
-        let scan = self.scan;
-        self.entries.retain(|_, entry| {
-            if entry.scan == scan {
-                return true;
-            }
-            now.duration_since(*entry.gone.get_or_insert(now)) < KEEP
-        });
-    }
-
-    fn walk(&mut self, dir: &Path, within: Option<Uid>, depth: usize) {
-        let Ok(children) = fs::read_dir(dir) else { return };
-        for child in children.flatten() {
-            if depth >= DEPTH_MAX || !child.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let uid = child.file_name().to_str().and_then(pod).or(within);
-            if let Some(uid) = uid
-                && let Ok(metadata) = child.metadata()
-            {
-                self.add(metadata.ino(), uid);
-            }
-            self.walk(&child.path(), uid, depth + 1);
-        }
-    }
-
-    fn add(&mut self, id: u64, uid: Uid) {
-        if self.entries.len() >= ENTRIES_MAX && !self.entries.contains_key(&id) {
-            self.refused += 1;
-            return;
-        }
-        self.entries.insert(
-            id,
-            Entry {
-                uid,
-                gone: None,
-                scan: self.scan,
-            },
-        );
-    }
 }
 
 #[cfg(test)]
@@ -316,26 +202,5 @@ mod tests {
             parse(path).unwrap().uid,
             Uid::parse("1f7b8f8d2b1a5a3f6f0c1f5f2e9c2f8a").unwrap()
         );
-    }
-
-    #[test]
-    fn a_removed_cgroup_names_its_pod_for_a_while() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("sys/fs/cgroup");
-        let pod = base.join(format!("kubepods.slice/kubepods-pod{SYSTEMD}.slice"));
-        let container = pod.join(format!("cri-containerd-{ID}.scope"));
-        fs::create_dir_all(&container).unwrap();
-        fs::create_dir_all(base.join("system.slice")).unwrap();
-        fs::write(base.join("cgroup.controllers"), "").unwrap();
-        let id = fs::metadata(&container).unwrap().ino();
-        let mut index = Index::new(dir.path());
-        let start = Instant::now();
-        index.scan(start);
-        assert_eq!((index.pod(id), index.len()), (Uid::parse(UID), 2));
-        fs::remove_dir_all(&pod).unwrap();
-        index.scan(start + Duration::from_secs(1));
-        assert_eq!(index.pod(id), Uid::parse(UID));
-        index.scan(start + Duration::from_secs(1) + KEEP);
-        assert_eq!((index.pod(id), index.is_empty()), (None, true));
     }
 }

@@ -1,0 +1,287 @@
+//! Who the ends of flows are.
+//!
+//! ```text
+//! part of a row ▶ [`Ends`]: whose is the local end, by cgroup, process or namespace (these go before the flush)
+//! row ▶ flush ▶ [`Book`]: the names of both ends at the time of the row; each end is looked up once per flush
+//! ```
+//! Without a cluster there are no names, and this costs nothing.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ahash::RandomState;
+use ebpf_common::net::{FOREIGN_PID, Tuple, folded};
+use hashbrown::HashMap;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+use records::{K8sEndpoint, Transport};
+use telemetry::Telemetry;
+
+use super::{
+    policy::Pods,
+    rows::{Row, RowKey, ip},
+};
+use crate::identity::k8s::{Answer, LocalEnd, Names, SETTLE_NS, Unnamed, When};
+
+/// Local ends remembered between two drains.
+const SEEN_MAX: usize = 65_536;
+/// Addresses without an object that are remembered.
+const STRANGERS_MAX: usize = 65_536;
+/// How long they are, nanoseconds.
+const STRANGER_NS: i64 = 60 * 1_000_000_000;
+
+/// The node's part of the cluster's identity, for as long as a capture runs.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    names: Option<Names>,
+    /// Whose a cgroup, process and namespace are; `None` for what belongs to another node that shares this kernel.
+    seen: HashMap<(u64, u32, u32), Option<LocalEnd>, RandomState>,
+    /// Pods that are switched off.
+    off: Arc<Pods>,
+    /// What is in no pod is switched off.
+    host_off: bool,
+    strangers: Strangers,
+}
+
+/// Remote addresses that no object had after all time to tell, and when that was found: most of the world. Rows do not
+/// wait for their names again.
+type Strangers = HashMap<IpAddr, i64, RandomState>;
+
+/// Whose an end is, and whether it is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// This node's, and on.
+    Ours(LocalEnd),
+    /// This node's, and switched off.
+    Off,
+    /// Another node's that shares this kernel.
+    OtherNode,
+}
+
+impl Ends {
+    /// Named by `names`; without it no end has a name.
+    pub(super) fn new(names: Option<Names>) -> Self {
+        Self {
+            names,
+            ..Self::default()
+        }
+    }
+
+    /// From now on these pods, and with `host_off` what is in no pod, are left out.
+    pub(super) fn leave_out(&mut self, off: Arc<Pods>, host_off: bool) {
+        (self.off, self.host_off) = (off, host_off);
+    }
+
+    /// Forgets what was looked up: processes' numbers are used again.
+    pub(super) fn forget(&mut self) {
+        self.seen.clear();
+    }
+
+    /// Whose a local end is.
+    pub(super) fn local(&mut self, cgroup: u64, pid: u32, tuple: &Tuple) -> Whose {
+        match self.owner(cgroup, pid, tuple) {
+            None => Whose::OtherNode,
+            Some(LocalEnd::Pod(uid)) if self.off.contains(&uid) => Whose::Off,
+            Some(LocalEnd::Host | LocalEnd::Unknown) if self.host_off => Whose::Off,
+            Some(end) => Whose::Ours(end),
+        }
+    }
+
+    fn owner(&mut self, cgroup: u64, pid: u32, tuple: &Tuple) -> Option<LocalEnd> {
+        let Some(names) = &self.names else {
+            return Some(LocalEnd::Unknown);
+        };
+        if pid == FOREIGN_PID {
+            return None;
+        }
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.clear();
+        }
+        *self.seen.entry((cgroup, pid, tuple.netns)).or_insert_with(|| {
+            let end = names.local_end(cgroup, pid, tuple.netns);
+            if let LocalEnd::Pod(uid) = end {
+                if names.is_local(uid) == Some(false) {
+                    return None;
+                }
+                names.learn_netns(uid, tuple.netns);
+            }
+            Some(end)
+        })
+    }
+
+    /// Grows when the remote address changes hands, so that rows before and after stay apart.
+    pub(super) fn remote_holders(&self, tuple: &Tuple) -> u32 {
+        let holders = self.names.as_ref().map_or(0, |names| names.holders(ip(tuple.remote)));
+        u32::try_from(holders).unwrap_or(u32::MAX)
+    }
+
+    /// Names for a flush at `now`, in nanoseconds since 1970 and monotonic. Give the book back when the flush is over.
+    pub(super) fn book(&mut self, now_unix_ns: i64, now_ns: u64) -> Option<Book> {
+        let names = self.names.clone()?;
+        let mut strangers = std::mem::take(&mut self.strangers);
+        strangers.retain(|_, since| now_unix_ns - *since < STRANGER_NS);
+        Some(Book {
+            names,
+            now: now_unix_ns,
+            boot: now_unix_ns.saturating_sub_unsigned(now_ns),
+            local: HashMap::default(),
+            remote: HashMap::default(),
+            strangers,
+        })
+    }
+
+    /// Keeps what a flush learned.
+    pub(super) fn give_back(&mut self, book: Option<Book>) {
+        if let Some(book) = book {
+            self.strangers = book.strangers;
+        }
+    }
+}
+
+/// Key of an end's name: address, port if it is not folded, transport.
+type Address = (IpAddr, Option<u16>, Transport);
+
+/// Names of one flush.
+#[derive(Debug)]
+pub(super) struct Book {
+    names: Names,
+    /// Nanoseconds since 1970.
+    now: i64,
+    /// Zero of the monotonic clock, nanoseconds since 1970.
+    boot: i64,
+    local: HashMap<(LocalEnd, Address), Answer, RandomState>,
+    remote: HashMap<Address, Answer, RandomState>,
+    strangers: Strangers,
+}
+
+impl Book {
+    /// Answers for both ends of a row.
+    pub(super) fn ends(&mut self, key: &RowKey, row: &Row) -> (Answer, Answer) {
+        let when = self.when(row);
+        let tuple = &key.flow.tuple;
+        let transport = if key.udp { Transport::Udp } else { Transport::Tcp };
+        let port = |number, flag| (key.flow.folded & flag == 0).then_some(number);
+        let here: Address = (ip(tuple.local), port(tuple.local_port, folded::LOCAL), transport);
+        let there: Address = (ip(tuple.remote), port(tuple.remote_port, folded::REMOTE), transport);
+        let names = &self.names;
+        let local = cached(&mut self.local, (key.local, here), when, || {
+            names.local(key.local, here.0, here.1, transport, when)
+        });
+        // Both ends are in one network namespace: a pod of its own is on both.
+        if there.0.is_loopback() {
+            let both = match key.local {
+                LocalEnd::Pod(uid) if !names.in_host_network(uid) => local.clone(),
+                _ => Answer {
+                    name: names.own_node().ok_or(Unnamed::Unknown),
+                    ..local.clone()
+                },
+            };
+            return (local, both);
+        }
+        let remote = cached(&mut self.remote, there, when, || {
+            names.remote(there.0, there.1, transport, when)
+        });
+        (local, remote)
+    }
+
+    /// False while the API may still tell more about the ends of this row.
+    pub(super) fn is_settled(&mut self, key: &RowKey, row: &Row) -> bool {
+        let when = self.when(row);
+        let old = when.now - when.first >= SETTLE_NS;
+        let (local, remote) = self.ends(key, row);
+        let there = ip(key.flow.tuple.remote);
+        let nobody = matches!(remote.name, Err(Unnamed::Unknown | Unnamed::Outside));
+        if old {
+            if nobody && self.strangers.len() < STRANGERS_MAX {
+                self.strangers.entry(there).or_insert(self.now);
+            }
+            return true;
+        }
+        let whole = |answer: &Answer| answer.name.is_ok() && answer.lesser.is_none();
+        let stranger = nobody && (there.is_loopback() || self.strangers.contains_key(&there));
+        whole(&local) && (whole(&remote) || stranger)
+    }
+
+    fn when(&self, row: &Row) -> When {
+        let unix = |ns: u64| match ns {
+            0 => self.now - SETTLE_NS,
+            ns => self.boot.saturating_add_unsigned(ns).min(self.now),
+        };
+        When {
+            first: unix(row.first_ns),
+            last: unix(row.last_ns),
+            now: self.now,
+        }
+    }
+}
+
+/// The answer that is known, if it holds for that time.
+fn cached<K: Eq + std::hash::Hash>(
+    known: &mut HashMap<K, Answer, RandomState>,
+    key: K,
+    when: When,
+    look_up: impl FnOnce() -> Answer,
+) -> Answer {
+    if let Some(answer) = known.get(&key)
+        && answer.since <= when.first
+    {
+        return answer.clone();
+    }
+    let answer = look_up();
+    known.insert(key, answer.clone());
+    answer
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UnnamedLabel {
+    end: &'static str,
+    reason: &'static str,
+}
+
+/// Ends of rows that were sent without a name, or with a lesser one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UnnamedEnds {
+    ends: Family<UnnamedLabel, Counter>,
+    named: Family<EndLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndLabel {
+    end: &'static str,
+}
+
+impl UnnamedEnds {
+    pub(super) fn new(telemetry: &Telemetry) -> Self {
+        let this = Self::default();
+        telemetry.register("identity", |registry| {
+            registry.register(
+                "named_ends",
+                "Ends of rows sent with their whole name",
+                this.named.clone(),
+            );
+            registry.register(
+                "unnamed_ends",
+                "Ends of rows sent without a name, or with a part of it",
+                this.ends.clone(),
+            );
+        });
+        this
+    }
+
+    /// Counts an end, and takes its name.
+    pub(super) fn name(&self, end: &'static str, answer: Answer) -> Option<Arc<K8sEndpoint>> {
+        match answer.name.as_ref().err().copied().or(answer.lesser) {
+            Some(why) => {
+                let reason = why.as_str();
+                self.ends.get_or_create(&UnnamedLabel { end, reason }).inc()
+            }
+            None => self.named.get_or_create(&EndLabel { end }).inc(),
+        };
+        answer.name.ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "ends_tests.rs"]
+mod tests;
