@@ -1,6 +1,9 @@
 //! Attaches the programs of `ebpf-net`, hook by hook: each feature tries its hooks from best to last.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
 use aya::{
@@ -155,8 +158,7 @@ impl Attach<'_> {
             }
         };
         let (path, file) = cgroup;
-        // The root of the whole hierarchy has no type; a cgroup namespace shows a part of it as its root.
-        let partial = path.join("cgroup.type").exists();
+        let partial = !is_whole(&path);
         for (name, program, attach) in [
             (UDP_SENT, "udp_egress", CgroupSkbAttachType::Egress),
             (UDP_RECEIVED, "udp_ingress", CgroupSkbAttachType::Ingress),
@@ -276,23 +278,36 @@ impl Attach<'_> {
     }
 }
 
-/// The root of the cgroup v2 hierarchy: on hybrid systems it is mounted beside the v1 controllers.
+/// The root of the cgroup v2 hierarchy: on hybrid systems it is mounted beside the v1 controllers, and in a container the
+/// host's may be mounted beside the container's own part.
 fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mounts: Vec<PathBuf> = cgroup2_mounts(&mountinfo).map(PathBuf::from).collect();
     let path = mounts
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let mut left = left.split(' ').skip(3);
-            (right.starts_with("cgroup2 ") && left.next() == Some("/")).then(|| left.next())?
-        })
-        .next()
+        .iter()
+        .find(|path| is_whole(path))
+        .or(mounts.first())
         .ok_or_else(|| {
             anyhow!("cgroup v2 is not mounted; mount it, e.g. `mount -t cgroup2 none /sys/fs/cgroup/unified`")
-        })?;
-    let path = PathBuf::from(path);
+        })?
+        .clone();
     let file = File::open(&path).with_context(|| format!("cannot open cgroup root {}", path.display()))?;
     Ok((path, file))
+}
+
+/// True at the root of the whole hierarchy, which alone has no type. A cgroup namespace shows a part of it as its root.
+fn is_whole(path: &Path) -> bool {
+    path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists()
+}
+
+/// Where cgroup v2 is mounted from the root of the reader's cgroup namespace or from above it (`/..`).
+fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = &str> {
+    mountinfo.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(3);
+        let above = left.next()?.split('/').all(|part| part.is_empty() || part == "..");
+        (right.starts_with("cgroup2 ") && above).then(|| left.next())?
+    })
 }
 
 /// An error with its causes on one line, without the verifier's log.
@@ -302,4 +317,26 @@ fn reason(error: &anyhow::Error) -> String {
         text.truncate(end);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_cgroup2_at_the_root_and_above() {
+        let mounts = |text| cgroup2_mounts(text).collect::<Vec<_>>();
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(mounts(unified), ["/sys/fs/cgroup"]);
+        let hybrid = "34 33 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      35 33 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
+        assert_eq!(mounts(hybrid), ["/sys/fs/cgroup/unified"]);
+        // A pod in a cgroup namespace of its own, with the host's hierarchy mounted for it.
+        let pod = "901 880 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
+                   915 880 0:26 /../../../.. /host/sys/fs/cgroup ro master:4 - cgroup2 cgroup2 rw";
+        assert_eq!(mounts(pod), ["/sys/fs/cgroup", "/host/sys/fs/cgroup"]);
+        // A part of it is no root.
+        let part = "915 880 0:26 /system.slice /mnt rw - cgroup2 cgroup2 rw";
+        assert_eq!(mounts(part), Vec::<&str>::new());
+    }
 }
