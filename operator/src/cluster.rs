@@ -143,7 +143,8 @@ pub async fn prune(
 ) -> Result<Vec<String>, ClusterError> {
     let mut removed = Vec::new();
     let ours = ListParams::default().labels(&names::everything(instance));
-    for (resource, namespaced) in kinds() {
+    // What has no namespace is always wanted, and goes with the object.
+    for (resource, namespaced) in kinds().into_iter().filter(|(_, namespaced)| *namespaced) {
         let kind = resource.kind.clone();
         let api = api(client, namespace, &resource, namespaced);
         let found = api.list(&ours).await.map_err(failed("list", &kind, ""))?;

@@ -9,12 +9,14 @@
 mod control_plane;
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command},
 };
 
 use control_plane::{ControlPlane, port, programs, succeeded};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/ebpf-collector");
@@ -122,6 +124,51 @@ fn writes(plane: &ControlPlane) -> usize {
     writes.count()
 }
 
+/// Resource and verb of everything that the rendered chart grants.
+fn granted(rendered: &str) -> BTreeSet<(String, String)> {
+    let mut all = BTreeSet::new();
+    for document in serde_yaml::Deserializer::from_str(rendered) {
+        let object = Value::deserialize(document).unwrap();
+        if !["ClusterRole", "Role"].iter().any(|kind| object["kind"] == *kind) {
+            continue;
+        }
+        for rule in object["rules"].as_array().unwrap() {
+            for resource in rule["resources"].as_array().unwrap() {
+                let verbs = rule["verbs"].as_array().unwrap().iter();
+                all.extend(verbs.map(|verb| (text(resource), text(verb))));
+            }
+        }
+    }
+    all
+}
+
+/// The same from the tables that docs/SECURITY.md has of the operator.
+fn documented() -> BTreeSet<(String, String)> {
+    let document = include_str!("../../../docs/SECURITY.md");
+    let mut all = BTreeSet::new();
+    let mut inside = false;
+    for line in document.lines() {
+        inside = line.starts_with("| operator, in ") || (inside && line.starts_with('|'));
+        let mut cells = line.split('|').skip(1).map(quoted);
+        let (Some(resources), Some(verbs), true) = (cells.next(), cells.next(), inside) else {
+            continue;
+        };
+        for resource in resources {
+            all.extend(verbs.iter().map(|verb| (resource.clone(), verb.clone())));
+        }
+    }
+    all
+}
+
+/// What stands between backquotes.
+fn quoted(cell: &str) -> Vec<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
 #[test]
 fn the_chart_is_in_order() {
     let helm = |arguments: &[&str]| Command::new(programs().join("helm")).args(arguments).output().unwrap();
@@ -155,6 +202,7 @@ fn the_chart_is_in_order() {
         !text.contains("kind: ClusterRole") && !text.contains("customresourcedefinitions"),
         "{text}"
     );
+    assert_eq!(granted(&succeeded(&["template"], &template(&[]))), documented());
     for (value, named) in [
         ("imag.tag=7", "imag"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
