@@ -74,7 +74,11 @@ impl Owners {
             if lender.as_ref().is_none_or(|(of, ..)| *of != pid) {
                 lender = Some((pid, Lender::open(pid).ok(), proc.comm(pid).unwrap_or_default()));
             }
-            let Some((_, Some(from), comm)) = &lender else { continue };
+            let Some((_, Some(from), comm)) = &lender else {
+                // Gone; another process may hold the socket too.
+                seen.remove(&inode);
+                continue;
+            };
             let borrowed = match from.borrow(fd) {
                 Ok(borrowed) => borrowed,
                 Err(error) => {

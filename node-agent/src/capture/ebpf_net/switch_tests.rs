@@ -77,6 +77,25 @@ impl Sink {
     }
 }
 
+/// Directory of the pods' cgroups, removed unless others use it.
+struct Kubepods(PathBuf);
+
+impl Kubepods {
+    fn new(root: &Path) -> Self {
+        let dir = root.join("kubepods/besteffort");
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Kubepods {
+    fn drop(&mut self) {
+        // Not empty where a kubelet has pods.
+        let _ = fs::remove_dir(&self.0);
+        let _ = self.0.parent().map(fs::remove_dir);
+    }
+}
+
 /// A pod: its cgroup, its process, and where that talks to.
 struct Pod {
     cgroup: PathBuf,
@@ -189,12 +208,11 @@ fn namespace(name: &str, plugins: Option<&str>) -> Value {
 #[ignore = "native: needs root"]
 async fn namespaces_are_switched_under_traffic() {
     let (_, root) = cgroup::find_hierarchy(&[Path::new("/sys/fs/cgroup")], "");
-    let kubepods = root.join("kubepods/besteffort");
-    fs::create_dir_all(&kubepods).unwrap();
+    let kubepods = Kubepods::new(&root);
     let (hierarchy, found) = cgroup::find_hierarchy(&[Path::new("/sys/fs/cgroup")], "");
     assert_eq!(root, found);
-    let mut shop = Pod::new(&kubepods, &uid(1));
-    let mut bank = Pod::new(&kubepods, &uid(2));
+    let mut shop = Pod::new(&kubepods.0, &uid(1));
+    let mut bank = Pod::new(&kubepods.0, &uid(2));
     let cluster = Cluster::new();
     cluster.put("pods", pod("shop-1", "shop", 1));
     cluster.put("pods", pod("bank-1", "bank", 2));
@@ -282,7 +300,7 @@ async fn namespaces_are_switched_under_traffic() {
         "the last rows are missing: {at_end:?}, {sent} sent"
     );
     // A pod that is made while its namespace is off is never seen.
-    let mut late = Pod::new(&kubepods, &uid(3));
+    let mut late = Pod::new(&kubepods.0, &uid(3));
     rows.pods.push((late.sink.port, "bank-2", Seen::default()));
     cluster.send("pods", "ADDED", &pod("bank-2", "bank", 3));
     thread::sleep(Duration::from_millis(100));

@@ -1,7 +1,7 @@
 //! The cgroup hierarchy that holds the pods.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -16,12 +16,14 @@ const CONTROLLERS: &[&str] = &[
 /// Levels looked through for pods: kind's lie four below the root of the machine.
 const DEPTH_MAX: usize = 8;
 
-/// The hierarchy of the pods, and its directory: the first one below `bases`, version 2 before version 1, where the
-/// kubelet has made cgroups. Without any, `own` decides, the text of `/proc/self/cgroup`; else version 2.
+/// The hierarchy of the pods, and its directory: the first one below `bases`, version 2 before version 1, with pods in it,
+/// else with the kubelet's own cgroups. Without any, `own` decides, the text of `/proc/self/cgroup`; else version 2.
 #[must_use]
 pub fn find_hierarchy(bases: &[&Path], own: &str) -> (CgroupHierarchy, PathBuf) {
     let mut there: Vec<_> = bases.iter().flat_map(|base| hierarchies(base)).collect();
-    let with_pods = there.iter().position(|(_, dir)| holds_pods(dir, 0).unwrap_or(false));
+    let holds: Vec<Holds> = there.iter().map(|(_, dir)| what_holds(dir, 0)).collect();
+    let with = |what| holds.iter().position(|holds| *holds == what);
+    let with_pods = with(Holds::Pods).or_else(|| with(Holds::Kubelet));
     let with_self = || there.iter().position(|(hierarchy, _)| is_of_pod(hierarchy, own));
     let which = with_pods.or_else(with_self).unwrap_or(0);
     if which < there.len() {
@@ -61,23 +63,37 @@ fn is_of_pod(hierarchy: &CgroupHierarchy, own: &str) -> bool {
     })
 }
 
-fn holds_pods(dir: &Path, depth: usize) -> io::Result<bool> {
-    if depth > DEPTH_MAX {
-        return Ok(false);
-    }
-    for child in fs::read_dir(dir)? {
-        let child = child?;
-        if !child.file_type()?.is_dir() {
+/// What is below a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    Nothing,
+    /// Cgroups of the kubelet.
+    Kubelet,
+    /// Pods.
+    Pods,
+}
+
+fn what_holds(dir: &Path, depth: usize) -> Holds {
+    let mut most = Holds::Nothing;
+    let Ok(children) = fs::read_dir(dir) else { return most };
+    for child in children.flatten() {
+        if depth > DEPTH_MAX || !child.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let name = child.file_name();
         let name = name.to_string_lossy();
-        // A directory that is removed meanwhile holds none.
-        if is_kubepods(&name) || pod(&name).is_some() || holds_pods(&child.path(), depth + 1).unwrap_or(false) {
-            return Ok(true);
+        if pod(&name).is_some() {
+            return Holds::Pods;
+        }
+        if is_kubepods(&name) {
+            most = most.max(Holds::Kubelet);
+        }
+        most = most.max(what_holds(&child.path(), depth + 1));
+        if most == Holds::Pods {
+            break;
         }
     }
-    Ok(false)
+    most
 }
 
 /// `kubepods`, `kubepods.slice`, `kubelet-kubepods.slice`, `kubepods-burstable.slice`.
@@ -143,6 +159,15 @@ mod tests {
         ];
         // cgroupfs driver: pods in version 1 only.
         let root = tree(&["unified/system.slice", "memory/kubepods/besteffort"], &files);
+        assert_eq!(found(&root, ""), (v1("memory"), "memory".to_owned()));
+        // Left over in version 2.
+        let root = tree(
+            &[
+                "unified/kubepods/burstable",
+                &format!("memory/kubepods/burstable/{POD}"),
+            ],
+            &files,
+        );
         assert_eq!(found(&root, ""), (v1("memory"), "memory".to_owned()));
         // systemd driver: systemd keeps its slices in both.
         let root = tree(&["unified/kubepods.slice", "memory/kubepods.slice"], &files);
