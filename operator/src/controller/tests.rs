@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use super::*;
-use crate::cluster::tests::{FakeServer, metrics};
+use crate::{
+    cluster::tests::{FakeServer, metrics},
+    inputs::Settings,
+};
 
 const OBJECT: &str = "/apis/ebpfcollector.io/v1alpha1/ebpfcollectors/cluster";
 const SECRET: &str = "/api/v1/namespaces/observe/secrets/dataway";

@@ -362,6 +362,22 @@ fn an_object_becomes_objects_and_goes_without_a_trace() {
         plane.until(reason, || told().contains(reason));
     }
 
+    // An upgrade keeps the object, what was made of it, and who works.
+    let upgrade = [
+        "upgrade",
+        "collector",
+        CHART,
+        "-n",
+        "observe",
+        "--set",
+        "log.level=debug",
+    ];
+    let (uid, before) = (object()["metadata"]["uid"].clone(), made(&plane));
+    succeeded(&upgrade, &plane.helm(&upgrade));
+    assert_eq!((&object()["metadata"]["uid"], made(&plane)), (&uid, before));
+    let lease = plane.get(&["-n", "observe", "lease", "ebpfcollector-operator"]);
+    assert_eq!(lease["spec"]["holderIdentity"], "operator-0");
+
     // A hundred looks at an object that is as it should be.
     let reconciles = || operator.metric("ebpfcollector_operator_reconciles_total");
     let mut before = reconciles();
