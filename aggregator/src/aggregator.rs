@@ -1,7 +1,9 @@
 //! Puts the parts together: queue file, committer thread, delivery tasks; and takes them apart again.
 
+mod sinks;
+
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     path::PathBuf,
     sync::{Arc, mpsc},
@@ -9,18 +11,19 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-use telemetry::{LogLimit, Telemetry};
-use tokio::{task::JoinSet, time::Instant};
+use parking_lot::RwLock;
+use telemetry::Telemetry;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::sinks::{Sinks, States};
 use crate::{
     OpenError,
-    config::{AggregatorConfig, ConfigError, DatawayConfig, SinkConfig, SinkKind},
+    config::{AggregatorConfig, ConfigError},
     ingest::SinkReport,
     pipeline::{
         Accept, Pipeline,
-        committer::{COMMANDS, Command, Committer, Outlet, Upkeep, hand_over},
+        committer::{COMMANDS, Command, Committer, Upkeep, hand_over},
         dedup::Dedup,
         encode::Encoders,
         metrics::PipelineMetrics,
@@ -28,31 +31,23 @@ use crate::{
     queue::{PkgIds, QueueClock, Store, StoreError},
     route::Plan,
     sinks::{
-        Sink, SinkStatus,
-        dataway::{Client, ClientError},
-        dead_letter::DeadLetters,
-        deliver::Delivery,
-        gate::Gate,
+        SinkStatus,
+        dataway::ClientError,
         metrics::{SinkMetrics, StatusCollector, Statuses},
-        text::{FileSink, Terminal},
     },
 };
 
 /// How often [`Aggregator::drain`] looks whether all is delivered.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// At most one log line about failed deliveries per sink in this time.
-const FAILURE_LOG_PERIOD: Duration = Duration::from_secs(10);
-
 /// A running aggregator.
 pub struct Aggregator {
+    config: AggregatorConfig,
     pipeline: Arc<Pipeline>,
-    states: Arc<States>,
+    sinks: Sinks,
     commands: mpsc::SyncSender<Command>,
     committer: JoinHandle<()>,
-    deliveries: JoinSet<()>,
     stop_accepting: CancellationToken,
-    stop_delivering: CancellationToken,
 }
 
 /// What was left when the aggregator ended.
@@ -107,13 +102,6 @@ pub enum StartError {
     },
 }
 
-/// Sinks and queue, for status and metrics.
-struct States {
-    sinks: Vec<Arc<Sink>>,
-    store: Arc<Store>,
-    clock: QueueClock,
-}
-
 // === impl Aggregator ===
 
 impl Aggregator {
@@ -152,46 +140,9 @@ impl Aggregator {
         let dedup = Dedup::new(store.agents().map_err(read_error)?);
 
         let (commands, requests) = mpsc::sync_channel(COMMANDS);
-        let (stop_accepting, stop_delivering) = (stop.child_token(), CancellationToken::new());
-        let mut outlets = Vec::with_capacity(config.sinks.len());
-        let mut deliveries = JoinSet::new();
-        let mut clients = Vec::new();
-        for (index, sink_config) in config.sinks.iter().enumerate() {
-            let slot = match &sink_config.kind {
-                SinkKind::Dataway(_) => Some(store.slot(&sink_config.name).map_err(read_error)?),
-                SinkKind::Stdout(_) | SinkKind::File(_) => None,
-            };
-            let sink = Sink::new(
-                sink_config,
-                slot,
-                config.queue_max_bytes,
-                &telemetry.ledger,
-                &telemetry.health,
-            );
-            let sink = Arc::new(sink);
-            let outlet = outlet(sink_config, &sink, slot)?;
-            if let (SinkKind::Dataway(dataway), Some(slot)) = (&sink_config.kind, slot) {
-                let backlog = store.backlog(slot).map_err(read_error)?;
-                if backlog.bodies > 0 {
-                    tracing::info!(
-                        sink = sink.name,
-                        bodies = backlog.bodies,
-                        points = backlog.points,
-                        "The queue holds bodies of an earlier run"
-                    );
-                }
-                sink.restore(backlog);
-                let client = Client::new(dataway.clone(), &config.hostname).map_err(|source| StartError::Client {
-                    sink: sink_config.name.clone(),
-                    source,
-                })?;
-                clients.push((index, Arc::clone(&sink), dataway.clone(), client));
-            }
-            outlets.push((sink, outlet));
-        }
-        let sinks = outlets.iter().map(|(sink, _)| Arc::clone(sink)).collect();
+        let stop_accepting = stop.child_token();
         let states = Arc::new(States {
-            sinks,
+            sinks: RwLock::default(),
             store: Arc::clone(&store),
             clock,
         });
@@ -199,11 +150,23 @@ impl Aggregator {
         telemetry.register("sink", |registry| {
             registry.register_collector(Box::new(StatusCollector(Arc::downgrade(&source))));
         });
+        let mut sinks = Sinks {
+            known: HashMap::new(),
+            tasks: HashMap::new(),
+            ended: HashMap::new(),
+            states: Arc::clone(&states),
+            commands: commands.clone(),
+            metrics: sink_metrics,
+            ledger: telemetry.ledger.clone(),
+            health: telemetry.health.clone(),
+        };
+        let prepared = sinks.prepare(&config, None)?;
         let committer = Committer {
             commands: requests,
-            store: Arc::clone(&store),
-            sinks: outlets,
-            plan: Plan::new(&config.sinks),
+            store,
+            sinks: Vec::new(),
+            retired: Vec::new(),
+            plan: Plan::new(&[]),
             dedup,
             encoders: Encoders::new(),
             clock,
@@ -222,42 +185,38 @@ impl Aggregator {
                 name: "committer",
                 source,
             })?;
-        let dead_letter_dir = config.queue_dir.clone().unwrap_or_default().join("dead-letter");
-        for (index, sink, dataway, client) in clients {
-            let DatawayConfig {
-                in_flight,
-                retry_min,
-                retry_max,
-                dead_letter_max_bytes,
-                ..
-            } = dataway;
-            let letters = DeadLetters::new(dead_letter_dir.clone(), &sink.name, dead_letter_max_bytes);
-            let delivery = Delivery {
-                index,
-                sink,
-                store: Arc::clone(&store),
-                commands: commands.clone(),
-                destination: client,
-                dead_letters: Arc::new(Mutex::new(letters)),
-                gate: Gate::new(retry_min, retry_max),
-                in_flight,
-                max_age: config.queue_max_age,
-                clock,
-                metrics: sink_metrics.clone(),
-                failure_log: LogLimit::new(FAILURE_LOG_PERIOD),
-            };
-            deliveries.spawn(delivery.run(stop_delivering.clone()));
-        }
+        sinks.put_to_use(&config, prepared).await;
         let pipeline = Pipeline::new(commands.clone(), config.max_pending_records, stop_accepting.clone());
         Ok(Self {
+            config,
             pipeline: Arc::new(pipeline),
-            states,
+            sinks,
             commands,
             committer,
-            deliveries,
             stop_accepting,
-            stop_delivering,
         })
+    }
+
+    /// Takes over other outputs and bounds of the queue while it runs; true if anything changed. Records accepted before
+    /// go to the outputs of before, or wait for them in the queue. On an error everything stays as it was.
+    ///
+    /// # Errors
+    /// [`StartError`] names what cannot be used.
+    pub async fn reconfigure(&mut self, mut config: AggregatorConfig) -> Result<bool, StartError> {
+        // What belongs to the start of the process.
+        config.queue_dir.clone_from(&self.config.queue_dir);
+        config.hostname.clone_from(&self.config.hostname);
+        config.min_free_disk = self.config.min_free_disk;
+        config.commit_linger = self.config.commit_linger;
+        config.max_pending_records = self.config.max_pending_records;
+        if config == self.config {
+            return Ok(false);
+        }
+        config.validate()?;
+        let prepared = self.sinks.prepare(&config, Some(&self.config))?;
+        self.sinks.put_to_use(&config, prepared).await;
+        self.config = config;
+        Ok(true)
     }
 
     /// The way in.
@@ -269,67 +228,35 @@ impl Aggregator {
     /// The sinks' states now. Reads the head of each queue from disk.
     #[must_use]
     pub fn statuses(&self) -> Vec<SinkStatus> {
-        self.states.statuses()
+        self.sinks.states.statuses()
     }
 
     /// What [`Self::statuses`] tells, for the overview; nothing once this is gone.
     #[must_use]
     pub fn sink_report(&self) -> SinkReport {
-        let states = Arc::downgrade(&self.states);
+        let states = Arc::downgrade(&self.sinks.states);
         Arc::new(move || states.upgrade().map(|states| states.statuses()).unwrap_or_default())
     }
 
     /// Refuses new batches, delivers what is queued until `deadline` has passed, then ends. What is left stays on disk and
     /// is delivered by the next run.
-    pub async fn drain(mut self, deadline: Duration) -> Drained {
+    pub async fn drain(self, deadline: Duration) -> Drained {
         let until = Instant::now() + deadline;
         self.stop_accepting.cancel();
-        while self.states.sinks.iter().any(|sink| sink.backlog().bodies > 0) && Instant::now() < until {
+        let sinks = self.sinks.states.sinks.read().clone();
+        while sinks.iter().any(|sink| sink.backlog().bodies > 0) && Instant::now() < until {
             tokio::time::sleep(DRAIN_POLL).await;
         }
-        self.stop_delivering.cancel();
-        while self.deliveries.join_next().await.is_some() {}
+        self.sinks.stop().await;
         let _ = hand_over(&self.commands, Command::Stop).await;
         let committer = self.committer;
         let _ = tokio::task::spawn_blocking(move || committer.join()).await;
-        let left = self
-            .states
-            .sinks
+        let left = sinks
             .iter()
             .filter(|sink| sink.backlog().points > 0)
             .map(|sink| (sink.name.clone(), sink.backlog().points))
             .collect();
         Drained { left }
-    }
-}
-
-// === impl States ===
-
-impl Statuses for States {
-    fn statuses(&self) -> Vec<SinkStatus> {
-        let now = self.clock.unix_ms();
-        let oldest = |sink: &Sink| {
-            let (_, meta) = self.store.waiting(sink.slot?, 0, 1).ok()?.pop()?;
-            Some(Duration::from_millis(now.saturating_sub(meta.created_ms)))
-        };
-        self.sinks.iter().map(|sink| sink.status(oldest(sink))).collect()
-    }
-}
-
-fn outlet(config: &SinkConfig, sink: &Arc<Sink>, slot: Option<u32>) -> Result<Outlet, StartError> {
-    match (&config.kind, slot) {
-        (SinkKind::Dataway(_), slot) => Ok(Outlet::Queue(slot.unwrap_or_default())),
-        (SinkKind::File(file), _) => match FileSink::open(file.clone()) {
-            Ok(open) => Ok(Outlet::File(open)),
-            Err(source) => Err(StartError::File {
-                sink: config.name.clone(),
-                path: file.path.clone(),
-                source,
-            }),
-        },
-        (SinkKind::Stdout(format), _) => Terminal::start(*format, Arc::clone(sink))
-            .map(Outlet::Terminal)
-            .map_err(|source| StartError::Thread { name: "stdout", source }),
     }
 }
 

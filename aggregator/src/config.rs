@@ -17,7 +17,7 @@ pub const DEFAULT_QUEUE_MAX_BYTES: u64 = 2 << 30;
 pub const DEFAULT_QUEUE_MAX_AGE: Duration = Duration::from_secs(12 * 3600);
 
 /// One aggregator.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AggregatorConfig {
     /// Directory of the disk queue, created if absent; owned by one process at a time. Needed by DataWay sinks. Without
     /// it (terminal or file output only) batch identities are remembered in memory.
@@ -39,7 +39,7 @@ pub struct AggregatorConfig {
 }
 
 /// One sink.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkConfig {
     /// Unique name: names its queue, metrics and ledger stages. Lower-case letters, digits, `-` and `_`, at most 63.
     pub name: String,
@@ -60,7 +60,7 @@ pub enum WhenFull {
 }
 
 /// Kinds of sinks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(
     clippy::large_enum_variant,
     reason = "a handful per process; a box would only make it clumsier to fill in"
@@ -97,7 +97,7 @@ pub enum PointEncoding {
 }
 
 /// Options of a DataWay sink.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatawayConfig {
     /// Address and token.
     pub endpoint: Endpoint,
@@ -132,7 +132,7 @@ pub struct DatawayConfig {
 }
 
 /// Options of a file sink.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileConfig {
     /// File to append to.
     pub path: PathBuf,

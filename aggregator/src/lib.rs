@@ -9,6 +9,7 @@
 mod aggregator;
 pub mod config;
 pub mod ingest;
+pub mod live;
 pub mod pipeline;
 mod queue;
 mod route;

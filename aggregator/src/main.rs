@@ -1,24 +1,32 @@
 //! The aggregator as a process: agents in over gRPC, records out to the sinks, until SIGTERM or SIGINT.
 //!
 //! Outputs, queue, TLS, log and admin options are those of the agent's table ([`api::options`]): same names, environment
-//! variables and defaults. What only this program has is in [`Args`].
+//! variables and defaults. What only this program has is in [`Args`]. Outputs, bounds of the queue and log level change
+//! while it runs: with the object of option `collector`, and with the file that holds the token.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use aggregator::{
-    Aggregator,
     config::{AggregatorConfig, ConfigError, SinkKind},
     ingest::{Ingest, IngestConfig, ServerTls},
+    live::{Live, Options},
 };
 use anyhow::Context as _;
-use api::{AgentConfig, ConfigBuilder, Group, Kind, Source};
+use api::{AgentConfig, ConfigBuilder, Group, Kind, Source, collector::EbpfCollectorSpec};
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches as _, parser::ValueSource};
 use telemetry::{Telemetry, logging};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Options of the agent's table outside the groups "Outputs" and "Disk queue" that mean the same here.
-const SHARED: [&str; 7] = [
+const SHARED: [&str; 11] = [
+    "collector",
+    "kubernetes_url",
+    "bearer_token",
+    "bearer_token_string",
     "tls_ca",
     "tls_cert",
     "tls_key",
@@ -101,7 +109,8 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return refuse(&error),
     };
-    let options = match options(&matches) {
+    let sources = sources(&matches);
+    let options = match sources.build() {
         Ok(options) => options,
         Err(errors) => {
             eprintln!("{errors}");
@@ -112,7 +121,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return refuse(&error),
     };
-    match run(&args, &options) {
+    match run(args, options, sources) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The whole chain in one line; nothing in it holds a secret.
@@ -176,7 +185,7 @@ fn shared_options() -> impl Iterator<Item = &'static api::OptionSpec> {
         .filter(|spec| matches!(spec.group, Group::Outputs | Group::Queue) || SHARED.contains(&spec.key))
 }
 
-fn options(matches: &ArgMatches) -> Result<AgentConfig, api::ConfigErrors> {
+fn sources(matches: &ArgMatches) -> ConfigBuilder {
     let mut builder = ConfigBuilder::new();
     builder.set("admin_listen", Source::Default, ADMIN_LISTEN);
     builder.process_env();
@@ -187,10 +196,10 @@ fn options(matches: &ArgMatches) -> Result<AgentConfig, api::ConfigErrors> {
             }
         }
     }
-    builder.build()
+    builder
 }
 
-fn run(args: &Args, options: &AgentConfig) -> anyhow::Result<()> {
+fn run(args: Args, options: AgentConfig, sources: ConfigBuilder) -> anyhow::Result<()> {
     let format = match options.log.format {
         api::LogFormat::Text => logging::LogFormat::Text,
         api::LogFormat::Json => logging::LogFormat::Json,
@@ -202,17 +211,24 @@ fn run(args: &Args, options: &AgentConfig) -> anyhow::Result<()> {
     for warning in &options.warnings {
         tracing::warn!("{warning}");
     }
-    let config = aggregator_config(args, options)?;
-    let ingest = ingest_config(args, options)?;
+    if options.kubernetes.collector.is_none() {
+        // Refused before anything is opened.
+        aggregator_config(&args, &options)?;
+    }
+    let ingest = ingest_config(&args, &options)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(config, ingest, options.admin_listen, args.drain_timeout.into()))
+        .block_on(serve(args, Arc::new(options), sources, ingest))
 }
 
 fn aggregator_config(args: &Args, options: &AgentConfig) -> anyhow::Result<AggregatorConfig> {
     let mut config = AggregatorConfig::from_options(options)?;
+    if options.kubernetes.collector.is_some() {
+        // A DataWay may come with a change.
+        config.queue_dir = Some(options.queue.dir.clone());
+    }
     config.min_free_disk = args.min_free_disk.unwrap_or(config.min_free_disk);
     for sink in &mut config.sinks {
         if let SinkKind::Dataway(dataway) = &mut sink.kind {
@@ -253,42 +269,85 @@ fn ingest_config(args: &Args, options: &AgentConfig) -> anyhow::Result<IngestCon
 }
 
 async fn serve(
-    config: AggregatorConfig,
+    args: Args,
+    local: Arc<AgentConfig>,
+    sources: ConfigBuilder,
     ingest: IngestConfig,
-    admin: SocketAddr,
-    drain_timeout: Duration,
 ) -> anyhow::Result<()> {
     let telemetry = Telemetry::new("aggregator", env!("CARGO_PKG_VERSION"));
     // Signals from here on are seen, also while the queue is being opened.
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let mut signals = Signals::watch()?;
     let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-    let aggregator = Aggregator::start(config, &telemetry, CancellationToken::new()).await?;
-    let ingest = Ingest::bind(ingest).await?.with_sinks(aggregator.sink_report());
-    telemetry.register("ingest", |registry| ingest.metrics().register(registry));
     let state = telemetry.health.fatal_component("ingest");
-    let admin = telemetry::admin::serve(admin, telemetry.clone(), None, stop_admin.clone()).await?;
+    let admin = telemetry::admin::serve(local.admin_listen, telemetry.clone(), None, stop_admin.clone()).await?;
+    let starting = async {
+        let mut options = options(&local, sources, &telemetry).await?;
+        let build = |options: &AgentConfig| aggregator_config(&args, options);
+        let live = Live::start(build, &mut options, &telemetry).await?;
+        anyhow::Ok((live, options))
+    };
+    let (mut live, mut options) = tokio::select! {
+        started = starting => started?,
+        () = signals.any() => return Ok(()),
+    };
+    let ingest = Ingest::bind(ingest).await?.with_sinks(live.aggregator.sink_report());
+    telemetry.register("ingest", |registry| ingest.metrics().register(registry));
     let address = ingest.local_addr();
     tracing::info!(%address, %admin, version = env!("CARGO_PKG_VERSION"), "Aggregator is up");
     state.set_ok();
 
-    let serving = ingest.serve(aggregator.accept(), telemetry.ledger.clone(), stop.clone());
-    tokio::pin!(serving);
+    // A task of its own: agents are served while outputs change.
+    let mut serving = tokio::spawn(ingest.serve(live.aggregator.accept(), telemetry.ledger.clone(), stop.clone()));
     let ended = tokio::select! {
         ended = &mut serving => ended,
-        _ = terminate.recv() => shut(&stop, &mut serving).await,
-        _ = interrupt.recv() => shut(&stop, &mut serving).await,
+        () = live.run(&mut options) => shut(&stop, &mut serving).await,
+        () = signals.any() => shut(&stop, &mut serving).await,
     };
-    let drained = aggregator.drain(drain_timeout).await;
+    let drained = live.aggregator.drain(args.drain_timeout.into()).await;
     for (sink, points) in &drained.left {
         tracing::warn!(sink, points, "Points stay in the queue; the next start delivers them");
     }
     stop_admin.cancel();
-    ended.context("serve agents")
+    ended.context("serve agents")?.context("serve agents")
+}
+
+/// The options as they change: fixed, or with those of the object.
+async fn options(local: &Arc<AgentConfig>, sources: ConfigBuilder, telemetry: &Telemetry) -> anyhow::Result<Options> {
+    let Some(name) = &local.kubernetes.collector else {
+        return Ok(watch::channel(Arc::clone(local)).1);
+    };
+    let client = follow::connect(&local.kubernetes).await?;
+    let build = move |spec: &EbpfCollectorSpec| sources.clone().object(spec.aggregator_options()).build();
+    let health = telemetry.health.component("collector");
+    Ok(follow::follow(client, name, health, build).await.config)
 }
 
 async fn shut<F: Future<Output = T> + Unpin, T>(stop: &CancellationToken, serving: &mut F) -> T {
     tracing::info!("Stopping");
     stop.cancel();
     serving.await
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("watch for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

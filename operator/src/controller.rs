@@ -247,15 +247,12 @@ async fn serve(
             running: None,
         });
     }
-    let token_hash = match check(object, context).await? {
-        Ok(token_hash) => token_hash,
-        Err(held) => {
-            renew(object, context, now, deeds).await?;
-            let held = Some(held);
-            let running = observe(object, context, now).await?;
-            return Ok(Finding { held, running });
-        }
-    };
+    if let Some(held) = check(object, context).await? {
+        renew(object, context, now, deeds).await?;
+        let held = Some(held);
+        let running = observe(object, context, now).await?;
+        return Ok(Finding { held, running });
+    }
     let existing = secrets::existing(client, namespace, &name).await?;
     let material = context.plan(existing, &name, now, deeds)?;
     // The first round makes the Service, if it is new; the second gives its address to the pods.
@@ -263,7 +260,6 @@ async fn serve(
     loop {
         let observed = Observed {
             aggregator_address: address,
-            token_hash: token_hash.clone(),
             material: material.clone(),
         };
         let inputs = match inputs::inputs(object, settings, observed) {
@@ -303,18 +299,20 @@ async fn serve(
     }
 }
 
-/// Whether the object can be served: the hash of its DataWay token, if it names one, or why it cannot.
-async fn check(object: &EbpfCollector, context: &Context) -> Result<Result<Option<String>, Held>, ReconcileError> {
+/// Why the object cannot be served, if it cannot.
+async fn check(object: &EbpfCollector, context: &Context) -> Result<Option<Held>, ReconcileError> {
     if let Err(errors) = object.spec.validate() {
-        return Ok(Err(invalid(&errors)));
+        return Ok(Some(invalid(&errors)));
     }
     let Some(reference) = inputs::token_reference(object) else {
-        return Ok(Ok(None));
+        return Ok(None);
     };
     let namespace = context.settings.namespace.as_str();
     let (secret, key) = (reference.name.clone().unwrap_or_default(), inputs::token_key(reference));
-    let hash = secrets::token_hash(&context.client, namespace, &secret, key).await?;
-    Ok(hash.map(Some).ok_or_else(|| Held {
+    if secrets::has_token(&context.client, namespace, &secret, key).await? {
+        return Ok(None);
+    }
+    Ok(Some(Held {
         reason: reason::SECRET_MISSING,
         message: format!(
             "Secret {secret} in namespace {namespace} has no token at key {key}; spec.dataway.tokenSecretRef names it"

@@ -37,8 +37,6 @@ pub struct Settings {
 pub struct Observed {
     /// Cluster address of the aggregator's Service, once it has one.
     pub aggregator_address: Option<IpAddr>,
-    /// Hash of the DataWay token, if the object asks for one.
-    pub token_hash: Option<String>,
     /// Certificates and keys.
     pub material: Material,
 }
@@ -54,17 +52,8 @@ pub enum InputsError {
     Invalid(#[from] api::ConfigErrors),
 }
 
-/// Options of the agents that only a restart changes.
-const AT_START: [&str; 6] = [
-    "log_format",
-    "tcp_connections_max",
-    "flow_map_entries",
-    "ring_buffer_size",
-    "pprof_host",
-    "pprof_port",
-];
-/// Options that the manifests set by themselves: where the operator mounts something.
-const MOUNTED: [&str; 1] = ["dataway_token_file"];
+/// Options that only a restart changes. Programs follow the object in all others.
+const AT_START: [&str; 3] = ["log_format", "pprof_host", "pprof_port"];
 
 /// What the object's manifests depend on.
 ///
@@ -77,22 +66,15 @@ pub fn inputs(object: &EbpfCollector, settings: &Settings, observed: Observed) -
     let uid = object.metadata.uid.clone().ok_or(InputsError::NotStored("uid"))?;
     let agent = spec.agent.clone().unwrap_or_default();
     let aggregator = spec.aggregator.clone().unwrap_or_default();
-    let token = token_reference(object)
-        .zip(observed.token_hash)
-        .map(|(reference, hash)| TokenSecret {
-            name: reference.name.clone().unwrap_or_default(),
-            key: token_key(reference).to_owned(),
-            hash,
-        });
+    let token = token_reference(object).map(|reference| TokenSecret {
+        name: reference.name.clone().unwrap_or_default(),
+        key: token_key(reference).to_owned(),
+    });
     let storage = aggregator.queue.clone().and_then(|queue| queue.storage);
-    let at_start = spec
-        .agent_options()
-        .into_iter()
-        .filter(|option| AT_START.contains(&option.key));
-    let for_aggregator = spec
-        .aggregator_options()
-        .into_iter()
-        .filter(|option| !MOUNTED.contains(&option.key));
+    let at_start = |options: Vec<OptionValue>| {
+        let options = options.into_iter().filter(|option| AT_START.contains(&option.key));
+        options.flat_map(flags).collect()
+    };
     Ok(Inputs {
         name,
         uid,
@@ -119,7 +101,7 @@ pub fn inputs(object: &EbpfCollector, settings: &Settings, observed: Observed) -
             max_unavailable: agent.max_unavailable.map(|number| json!(number)),
             host_root: agent.host_root,
             host_proc: agent.host_proc,
-            arguments: at_start.flat_map(flags).collect(),
+            arguments: at_start(spec.agent_options()),
         },
         aggregator: AggregatorInputs {
             pod: PodInputs {
@@ -139,7 +121,7 @@ pub fn inputs(object: &EbpfCollector, settings: &Settings, observed: Observed) -
                 annotations: aggregator.annotations.unwrap_or_default(),
                 env: variables(aggregator.env),
             },
-            arguments: for_aggregator.flat_map(flags).collect(),
+            arguments: at_start(spec.aggregator_options()),
             token,
             volume: storage.and_then(volume).unwrap_or_default(),
         },
@@ -238,7 +220,6 @@ mod tests {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let observed = Observed {
             aggregator_address: Some([10, 96, 0, 7].into()),
-            token_hash: Some("h".to_owned()),
             material: Material::plan(Existing::default(), &names, &Policy::default(), now).unwrap(),
         };
         inputs(&object(spec), &settings, observed)
@@ -250,8 +231,7 @@ mod tests {
             "dataway": { "url": "https://openway.example", "tokenSecretRef": { "name": "dataway" } },
         }))
         .unwrap();
-        assert_eq!(inputs.aggregator.arguments, ["--dataway=https://openway.example"]);
-        assert!(inputs.agent.arguments.is_empty());
+        assert!(inputs.aggregator.arguments.is_empty() && inputs.agent.arguments.is_empty());
         let token = inputs.aggregator.token.as_ref().unwrap();
         assert_eq!((token.name.as_str(), token.key.as_str()), ("dataway", "token"));
         let kinds = desired::desired(&inputs);
@@ -259,16 +239,16 @@ mod tests {
     }
 
     #[test]
-    fn what_running_agents_take_over_is_no_argument() {
+    fn what_running_programs_take_over_is_no_argument() {
         let inputs = map(json!({
             "interval": "5s", "tags": { "a": "b" }, "plugins": { "ebpf-net": { "l7": [] } },
             "agent": { "kernel": { "flowMapEntries": 2048 }, "log": { "format": "text" }, "resources": { "limits": { "cpu": 1 } } },
             "aggregator": { "queue": { "size": "1GiB", "storage": { "volumeClaim": { "size": "10Gi" } } } },
         }))
         .unwrap();
-        assert_eq!(inputs.agent.arguments, ["--flow-map-entries=2048", "--log-format=text"]);
+        assert_eq!(inputs.agent.arguments, ["--log-format=text"]);
         assert_eq!(inputs.agent.pod.resources.unwrap()["limits"]["cpu"], "1");
-        assert_eq!(inputs.aggregator.arguments, ["--queue-max-size=1GiB"]);
+        assert!(inputs.aggregator.arguments.is_empty());
         assert_eq!(
             inputs.aggregator.volume,
             QueueVolume::Claim {

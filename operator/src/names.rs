@@ -8,8 +8,6 @@ pub const FIELD_MANAGER: &str = "ebpfcollector-operator";
 pub const APP: &str = "ebpf-collector";
 /// Annotation with the hash of an object as it was applied.
 pub const APPLIED_HASH: &str = "ebpfcollector.io/applied-hash";
-/// Annotation of the aggregator's pods with the hash of the Secrets they read at start.
-pub const SECRET_HASH: &str = "ebpfcollector.io/secret-hash";
 /// Port that agents connect to.
 pub const INGEST_PORT: i32 = 6063;
 /// Port of `/metrics` and the probes.

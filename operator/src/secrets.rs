@@ -1,6 +1,6 @@
-//! Secrets of the operator's namespace as values: certificates that exist, the DataWay token's hash.
+//! Secrets of the operator's namespace as values: certificates that exist, and whether there is a DataWay token.
 //!
-//! Data flow: API server ▶ [`existing`] ▶ `certificates::Material::plan`; [`token_hash`] ▶ `inputs::Observed`. A Secret that
+//! Data flow: API server ▶ [`existing`] ▶ `certificates::Material::plan`; [`has_token`] ▶ condition. A Secret that
 //! cannot be read is an error, not an absent one: else a failing connection would found a new authority.
 
 use k8s_openapi::api::core::v1::Secret;
@@ -9,7 +9,6 @@ use kube::{Api, Client};
 use crate::{
     certificates::{Authority, Existing, KeyedCertificate},
     cluster::{ClusterError, failed},
-    drift,
 };
 
 /// The certificates that were issued for the object `instance`.
@@ -30,22 +29,15 @@ pub async fn existing(client: &Client, namespace: &str, instance: &str) -> Resul
     })
 }
 
-/// Hash of what is at `key` of the Secret `name`; none if either is missing or empty.
+/// Whether there is something at `key` of the Secret `name`.
 ///
 /// # Errors
 /// [`ClusterError`] when the Secret cannot be read.
-pub async fn token_hash(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    key: &str,
-) -> Result<Option<String>, ClusterError> {
+pub async fn has_token(client: &Client, namespace: &str, name: &str, key: &str) -> Result<bool, ClusterError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = api.get_opt(name).await.map_err(failed("read", "Secret", name))?;
     let token = secret.as_ref().and_then(|secret| text(secret, key));
-    Ok(token
-        .filter(|token| !token.trim().is_empty())
-        .map(|token| drift::hash(&token.into())))
+    Ok(token.is_some_and(|token| !token.trim().is_empty()))
 }
 
 fn text(secret: &Secret, key: &str) -> Option<String> {

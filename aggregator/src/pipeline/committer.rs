@@ -4,6 +4,7 @@
 //! and batch identities together, and only then answer the senders. A group that cannot be stored leaves no trace: its
 //! identities are forgotten again and its senders told to keep it. Removals of delivered bodies ride along.
 
+mod change;
 mod store_group;
 mod upkeep;
 
@@ -14,6 +15,8 @@ use std::{
 
 use telemetry::{ComponentHandle, Stage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+pub(crate) use change::Change;
 
 use super::{
     AcceptError, Accepted, Delivery,
@@ -52,6 +55,8 @@ pub(crate) enum Command {
     Accept(Request),
     /// Delete a body that is done with.
     Remove(Removal),
+    /// Work with other sinks from now on.
+    Change(Change),
     /// Tell up to which number all batches of an agent start are stored.
     LastContiguous(AgentKey, oneshot::Sender<u64>),
     /// Store what waits, then end.
@@ -67,8 +72,7 @@ pub(crate) struct Request {
 
 /// A body that was delivered, refused or expired.
 pub(crate) struct Removal {
-    /// Index of the sink.
-    pub(crate) index: usize,
+    pub(crate) sink: Arc<Sink>,
     pub(crate) id: u64,
     pub(crate) meta: BodyMeta,
 }
@@ -88,6 +92,8 @@ pub(crate) struct Committer {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) store: Arc<Store>,
     pub(crate) sinks: Vec<(Arc<Sink>, Outlet)>,
+    /// No longer in use; what their queues hold stays.
+    pub(crate) retired: Vec<Arc<Sink>>,
     pub(crate) plan: Plan,
     pub(crate) dedup: Dedup,
     pub(crate) encoders: Encoders,
@@ -147,9 +153,10 @@ impl Committer {
         let mut stop = false;
         while !stop {
             let mut requests = Vec::new();
+            let mut change = None;
             let mut records = 0;
             let mut deadline = None;
-            loop {
+            while change.is_none() {
                 let patience = match deadline {
                     _ if stop || records >= LINGER_RECORDS => Duration::ZERO,
                     Some(deadline) => Instant::saturating_duration_since(&deadline, Instant::now()),
@@ -164,6 +171,7 @@ impl Committer {
                         requests.push(request);
                     }
                     Ok(Command::Remove(removal)) => self.upkeep.removals.push(removal),
+                    Ok(Command::Change(new)) => change = Some(new),
                     Ok(Command::LastContiguous(key, reply)) => {
                         // Only committed numbers are known here: this group's are added below.
                         let _ = reply.send(self.dedup.last_contiguous(&key));
@@ -177,6 +185,9 @@ impl Committer {
             self.look_after();
             if !requests.is_empty() || !self.upkeep.removals.is_empty() || !self.upkeep.forget.is_empty() {
                 self.commit_group(requests);
+            }
+            if let Some(change) = change {
+                self.change(change);
             }
         }
         self.store.close();
@@ -306,7 +317,7 @@ fn full(sink: &Sink) -> Refusal {
     let held = sink.backlog().bytes;
     Refusal::Full {
         sink: sink.name.clone(),
-        why: format!("it holds {held} of {} bytes", sink.max_bytes),
+        why: format!("it holds {held} of {} bytes", sink.max_bytes()),
     }
 }
 

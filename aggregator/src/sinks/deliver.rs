@@ -1,6 +1,7 @@
 //! Takes bodies from one sink's queue to their destination, a few at a time, until each is answered for good.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -19,6 +20,8 @@ use crate::{
 
 /// Pause after the queue file could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
+/// Time that attempts under way are given to end when the task is to make way for another.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// One body on its way.
 #[derive(Clone, Debug)]
@@ -58,9 +61,28 @@ pub(crate) trait Destination: Send + Sync + 'static {
     async fn attempt(&self, body: &QueuedBody) -> Verdict;
 }
 
+/// How a delivery task is told to end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ending {
+    /// Now; bodies under way stay in the queue.
+    pub(crate) stop: CancellationToken,
+    /// To make way for another task of the same sink: attempts under way may end.
+    pub(crate) retire: CancellationToken,
+    /// They may not any longer.
+    abort: CancellationToken,
+}
+
+/// Where one delivery task of a sink ended, and the next begins.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// Numbers below `next` that are still to be delivered.
+    left: BTreeSet<u64>,
+    /// Nothing from this number on was begun.
+    next: u64,
+}
+
 /// The delivery task of one sink.
 pub(crate) struct Delivery<D> {
-    pub(crate) index: usize,
     pub(crate) sink: Arc<Sink>,
     pub(crate) store: Arc<Store>,
     pub(crate) commands: mpsc::SyncSender<Command>,
@@ -78,21 +100,22 @@ pub(crate) struct Delivery<D> {
 // === impl Delivery ===
 
 impl<D: Destination> Delivery<D> {
-    /// Runs until `stop`; bodies under way then stay in the queue.
-    pub(crate) async fn run(self, stop: CancellationToken) {
-        let Some(slot) = self.sink.slot else { return };
-        let mut next = 0;
+    /// Runs from where the one before ended until it is told to end.
+    pub(crate) async fn run(self, mut progress: Progress, ending: Ending) -> Progress {
+        let Some(slot) = self.sink.slot else { return progress };
         let mut under_way = FuturesUnordered::new();
         loop {
             let mut pause = None;
             while under_way.len() < self.in_flight && pause.is_none() {
-                match self.read(slot, next, self.in_flight - under_way.len()).await {
+                match self.read(slot, &progress, self.in_flight - under_way.len()).await {
                     Ok(bodies) if bodies.is_empty() => break,
                     Ok(bodies) => {
                         for body in bodies {
-                            next = body.id + 1;
+                            if !progress.left.remove(&body.id) {
+                                progress.next = body.id + 1;
+                            }
                             self.sink.claim(body.meta.points);
-                            under_way.push(self.carry(body));
+                            under_way.push(self.carry(body, &ending));
                         }
                     }
                     Err(error) => {
@@ -102,19 +125,45 @@ impl<D: Destination> Delivery<D> {
                 }
             }
             tokio::select! {
-                () = stop.cancelled() => return,
-                Some(()) = under_way.next() => {}
+                () = ending.stop.cancelled() => return progress,
+                () = ending.retire.cancelled() => break,
+                Some(left) = under_way.next() => progress.left.extend(left),
                 // Wakes also for what was stored while the queue was read: a notification is kept.
                 () = self.sink.arrived.notified(), if pause.is_none() => {}
                 () = tokio::time::sleep(pause.unwrap_or(READ_RETRY)), if pause.is_some() => {}
             }
         }
+        let grace = tokio::time::sleep(GRACE);
+        tokio::pin!(grace);
+        // To the end of each: a body that was taken is removed, or it would be delivered again.
+        while !under_way.is_empty() {
+            tokio::select! {
+                () = ending.stop.cancelled() => break,
+                Some(left) = under_way.next() => progress.left.extend(left),
+                () = &mut grace, if !ending.abort.is_cancelled() => ending.abort.cancel(),
+            }
+        }
+        drop(under_way);
+        progress
     }
 
-    async fn read(&self, slot: u32, from: u64, limit: usize) -> Result<Vec<QueuedBody>, StoreError> {
+    /// The next bodies; those that were left come first.
+    async fn read(&self, slot: u32, progress: &Progress, limit: usize) -> Result<Vec<QueuedBody>, StoreError> {
         let store = Arc::clone(&self.store);
+        let (left, next) = (progress.left.clone(), progress.next);
         let read = move || {
-            let waiting: Vec<Waiting> = store.waiting(slot, from, limit)?;
+            let mut waiting: Vec<Waiting> = Vec::new();
+            for id in left.into_iter().take(limit) {
+                waiting.extend(
+                    store
+                        .waiting(slot, id, 1)?
+                        .into_iter()
+                        .filter(|(found, _)| *found == id),
+                );
+            }
+            if waiting.is_empty() {
+                waiting = store.waiting(slot, next, limit)?;
+            }
             let mut bodies = Vec::with_capacity(waiting.len());
             for (id, meta) in waiting {
                 if let Some(bytes) = store.body(slot, id)? {
@@ -128,8 +177,8 @@ impl<D: Destination> Delivery<D> {
             .unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))
     }
 
-    /// Tries one body until it is delivered, refused or expired.
-    async fn carry(&self, body: QueuedBody) {
+    /// Tries one body until it is delivered, refused or expired. Its number comes back if the task is to end before.
+    async fn carry(&self, body: QueuedBody, ending: &Ending) -> Option<u64> {
         let points = u64::from(body.meta.points);
         self.sink.deliver.entered(points);
         loop {
@@ -145,9 +194,13 @@ impl<D: Destination> Delivery<D> {
                 self.sink.queue.lost("expired", points);
                 break;
             }
-            let round = self.gate.pass().await;
+            let Some(round) = ending.retire.run_until_cancelled(self.gate.pass()).await else {
+                return self.leave(&body);
+            };
             let started = tokio::time::Instant::now();
-            let verdict = self.destination.attempt(&body).await;
+            let Some(verdict) = ending.abort.run_until_cancelled(self.destination.attempt(&body)).await else {
+                return self.leave(&body);
+            };
             self.metrics
                 .attempt(&self.sink.name, &verdict, &body.meta, started.elapsed());
             match verdict {
@@ -184,11 +237,19 @@ impl<D: Destination> Delivery<D> {
         }
         // The committer may be gone only when the process stops; the body is then sent again under the same identity.
         let removal = Removal {
-            index: self.index,
+            sink: Arc::clone(&self.sink),
             id: body.id,
             meta: body.meta,
         };
         let _ = hand_over(&self.commands, Command::Remove(removal)).await;
+        None
+    }
+
+    /// The body is for the task that comes after this one.
+    fn leave(&self, body: &QueuedBody) -> Option<u64> {
+        self.sink.release(body.meta.points);
+        self.sink.deliver.skipped("settings_changed", body.meta.points.into());
+        Some(body.id)
     }
 
     async fn refuse(&self, status: u16, answer: String, body: QueuedBody) {

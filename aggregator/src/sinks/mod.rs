@@ -70,11 +70,12 @@ pub struct SinkError {
 pub(crate) struct Sink {
     pub(crate) name: String,
     pub(crate) kind: &'static str,
-    pub(crate) target: String,
     pub(crate) when_full: WhenFull,
     /// Slot in the queue; `None` for sinks that do not use it.
     pub(crate) slot: Option<u32>,
-    pub(crate) max_bytes: u64,
+    /// Address or path, without secrets.
+    target: Mutex<String>,
+    max_bytes: AtomicU64,
     /// Points from the commit to the end of their delivery.
     pub(crate) queue: Stage,
     /// Points from the first attempt to the answer.
@@ -108,10 +109,10 @@ impl Sink {
         ledger: &Ledger,
         health: &telemetry::Health,
     ) -> Self {
-        let (kind, target) = match &config.kind {
-            SinkKind::Dataway(dataway) => ("dataway", dataway.endpoint.to_string()),
-            SinkKind::Stdout(_) => ("stdout", "-".to_owned()),
-            SinkKind::File(file) => ("file", file.path.display().to_string()),
+        let kind = match &config.kind {
+            SinkKind::Dataway(_) => "dataway",
+            SinkKind::Stdout(_) => "stdout",
+            SinkKind::File(_) => "file",
         };
         // Stage names are static; sinks are few and live as long as the process.
         let stage = |what: &str| ledger.stage(Box::leak(format!("sink.{}.{what}", config.name).into_boxed_str()));
@@ -120,10 +121,10 @@ impl Sink {
         Self {
             name: config.name.clone(),
             kind,
-            target,
+            target: Mutex::new(target_of(config)),
             when_full: config.when_full,
             slot,
-            max_bytes,
+            max_bytes: AtomicU64::new(max_bytes),
             queue: stage("queue"),
             deliver: stage("deliver"),
             arrived: Notify::new(),
@@ -134,6 +135,31 @@ impl Sink {
             outcome: Mutex::default(),
             health: component,
         }
+    }
+
+    /// Address or path, without secrets.
+    pub(crate) fn target(&self) -> String {
+        self.target.lock().clone()
+    }
+
+    /// Bound of its queue, bytes.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes over other settings of the same sink. What is wrong with the old ones is no longer so.
+    pub(crate) fn set(&self, config: &SinkConfig, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        let target = target_of(config);
+        if std::mem::replace(&mut *self.target.lock(), target.clone()) != target {
+            self.well();
+        }
+    }
+
+    /// Nothing fails any more: the sink is set anew, or not in use.
+    pub(crate) fn well(&self) {
+        self.outcome.lock().failing = false;
+        self.health.set_ok();
     }
 
     /// What the queue holds.
@@ -188,15 +214,16 @@ impl Sink {
     /// True if no more can be stored now. `more` is what is about to be added, 0 to ask before encoding.
     pub(crate) fn is_full(&self, more: u64) -> bool {
         let bytes = self.backlog.lock().bytes;
+        let max_bytes = self.max_bytes();
         let bound = if self.full.load(Ordering::Relaxed) {
-            self.max_bytes - self.max_bytes / 16
+            max_bytes - max_bytes / 16
         } else {
-            self.max_bytes
+            max_bytes
         };
         let full = if more == 0 {
             bytes >= bound
         } else {
-            bytes + more > self.max_bytes
+            bytes + more > max_bytes
         };
         self.full.store(full, Ordering::Relaxed);
         full
@@ -244,7 +271,7 @@ impl Sink {
         SinkStatus {
             name: self.name.clone(),
             kind: self.kind,
-            target: self.target.clone(),
+            target: self.target(),
             backlog_bodies: backlog.bodies,
             backlog_points: backlog.points,
             backlog_bytes: backlog.bytes,
@@ -254,5 +281,13 @@ impl Sink {
             last_error: outcome.last_error.clone(),
             failing: outcome.failing,
         }
+    }
+}
+
+fn target_of(config: &SinkConfig) -> String {
+    match &config.kind {
+        SinkKind::Dataway(dataway) => dataway.endpoint.to_string(),
+        SinkKind::Stdout(_) => "-".to_owned(),
+        SinkKind::File(file) => file.path.display().to_string(),
     }
 }

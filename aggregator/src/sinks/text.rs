@@ -72,6 +72,17 @@ impl FileSink {
         }
     }
 
+    /// Takes over what another sink has written to the same file since this one was opened.
+    pub(crate) fn settle(&mut self) {
+        match self.file.metadata() {
+            Ok(file) => self.len = file.len(),
+            Err(error) => tracing::error!(
+                path = %self.config.path.display(), %error,
+                "The length of the file is not known; rows that cannot be acknowledged may take others with them"
+            ),
+        }
+    }
+
     /// Cuts the file back to a length that [`Self::write`] returned.
     pub(crate) fn take_back(&mut self, len: u64) {
         match self.file.set_len(len) {

@@ -6,5 +6,6 @@ pub mod clockstep;
 pub mod dataway;
 pub mod demo;
 pub mod exactness;
+pub mod kube;
 pub mod service;
 pub mod traffic;

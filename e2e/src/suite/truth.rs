@@ -230,10 +230,7 @@ impl Truth {
             .map(|(_, name)| name);
         let namespace = slice.metadata.namespace.clone().unwrap_or_default();
         for (service, address) in service.flat_map(|service| {
-            let addresses = slice
-                .endpoints
-                .iter()
-                .flat_map(|endpoint| endpoint.addresses.iter());
+            let addresses = slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter());
             addresses.map(move |address| (service, address))
         }) {
             if let Ok(ip) = address.parse() {

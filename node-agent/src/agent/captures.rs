@@ -136,12 +136,14 @@ impl Captures {
             }
             (_, Some(wanted)) => {
                 self.end(End::Restart).await?;
+                tracing::info!(interval = ?wanted.interval, "Plugin ebpf-net is on");
                 self.begin(wanted).await?;
             }
             (running, None) => {
                 if let Some(running) = running {
                     running.orders.send_replace(Orders::Finish(End::Off));
                 }
+                tracing::info!("Plugin ebpf-net is off");
                 self.telemetry.health.component("ebpf-net").set_ok();
                 self.report(&Capabilities::default());
             }

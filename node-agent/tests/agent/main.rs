@@ -16,6 +16,7 @@
 mod dataway;
 mod degrade;
 mod lifecycle;
+mod live;
 mod load;
 mod options;
 mod privileges;

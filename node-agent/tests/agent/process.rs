@@ -171,15 +171,27 @@ impl Agent {
 
     /// Starts it without an output and without waiting.
     pub fn spawn(rights: Rights, directory: &Path, args: &[&str]) -> Self {
+        let queue = format!("--queue-dir={}", directory.join("queue").display());
+        let standard = ["standalone", "--interval=1s", "--loopback", &queue];
+        Self::launch(directory, command(rights, &[&standard, args].concat()))
+    }
+
+    /// Starts `node-agent run` with the object `cluster` of the API server that `kubeconfig` names; without waiting.
+    pub fn follow(directory: &Path, kubeconfig: &Path, args: &[&str]) -> Self {
+        let mut command = command(
+            Rights::Own,
+            &[&["run", "--collector=cluster", "--host-root=/"], args].concat(),
+        );
+        command.env("KUBECONFIG", kubeconfig);
+        Self::launch(directory, command)
+    }
+
+    fn launch(directory: &Path, mut command: Command) -> Self {
         let (log, rows) = (directory.join("log"), directory.join("rows.jsonl"));
         let admin = free_port().unwrap();
-        let (admin_listen, queue) = (
-            format!("--admin-listen={admin}"),
-            format!("--queue-dir={}", directory.join("queue").display()),
-        );
-        let standard = ["standalone", "--interval=1s", "--loopback", &admin_listen, &queue];
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let child = command(rights, &[&standard, args].concat())
+        let child = command
+            .arg(format!("--admin-listen={admin}"))
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()

@@ -11,6 +11,7 @@
 mod peers;
 mod report;
 mod support;
+mod tags;
 mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -56,6 +56,8 @@ struct State {
     duplicates: u64,
     tells: bool,
     globals: Option<Arc<Globals>>,
+    /// Value of the tag `zone` of each record stored.
+    zones: HashMap<u64, String>,
 }
 
 impl Recorder {
@@ -69,6 +71,7 @@ impl Recorder {
             duplicates: 0,
             tells: false,
             globals: None,
+            zones: HashMap::new(),
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -118,6 +121,15 @@ impl Recorder {
         self.state.lock().globals.clone()
     }
 
+    /// Asserts that all records `ids` carry this value of the tag `zone`.
+    pub fn assert_zone(&self, ids: std::ops::Range<u64>, zone: &str) {
+        let state = self.state.lock();
+        let other = ids
+            .clone()
+            .find(|id| state.zones.get(id).map(String::as_str) != Some(zone));
+        assert_eq!(other, None, "not {zone} in {ids:?}");
+    }
+
     fn store(&self, delivery: Delivery) -> Accepted {
         let mut state = self.state.lock();
         let seq = delivery.id.seq;
@@ -126,8 +138,12 @@ impl Recorder {
             return Accepted::Duplicate;
         }
         state.order.push(seq);
+        let zone = delivery.globals.tags.iter().find(|(key, _)| &**key == "zone");
         for record in delivery.batch.netflow {
             *state.records.entry(record.bytes_read).or_default() += 1;
+            if let Some((_, zone)) = zone {
+                state.zones.insert(record.bytes_read, zone.to_string());
+            }
         }
         state.globals = Some(delivery.globals);
         Accepted::Stored
@@ -235,16 +251,19 @@ pub fn grpc(address: SocketAddr) -> Transport {
     Transport::Grpc(GrpcConfig::new(format!("http://{address}")))
 }
 
+pub fn zone(zone: &str) -> Arc<Globals> {
+    Arc::new(Globals {
+        tags: vec![("host".into(), "n1".into()), ("zone".into(), zone.into())],
+    })
+}
+
 pub fn uplink(transport: Transport) -> UplinkConfig {
-    let globals = Globals {
-        tags: vec![("host".into(), "n1".into()), ("zone".into(), "z".into())],
-    };
     UplinkConfig {
         backoff: Backoff {
             min: Duration::from_millis(1),
             max: Duration::from_millis(50),
         },
-        ..UplinkConfig::new("n1".into(), Arc::new(globals), transport)
+        ..UplinkConfig::new("n1".into(), zone("z"), transport)
     }
 }
 

@@ -1,7 +1,5 @@
 //! The agents: one pod per node, with the host's processes and network in sight and six capabilities.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::{
@@ -101,7 +99,7 @@ pub(super) fn manifest(inputs: &Inputs) -> Option<Value> {
         "spec": {
             "selector": { "matchLabels": selector },
             "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": at_a_time } },
-            "template": { "metadata": pod_metadata(&options.pod, selector.clone(), BTreeMap::new()), "spec": pod },
+            "template": { "metadata": pod_metadata(&options.pod, selector.clone()), "spec": pod },
         },
     }))
 }

@@ -1,6 +1,6 @@
 //! The aggregator: one pod with the disk queue, the Service that agents reach it by, and what guards them.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::{
     Inputs, QueueVolume, TLS_DIRECTORY, customize, log_format, metadata, pod_metadata, probe, put, security_context,
     tls_arguments,
 };
-use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT, SECRET_HASH};
+use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT};
 
 const QUEUE_DIRECTORY: &str = "/var/lib/ebpf-collector/queue";
 const TOKEN_DIRECTORY: &str = "/etc/ebpf-collector/dataway";
@@ -110,6 +110,8 @@ fn stateful_set(inputs: &Inputs, name: &str, address: IpAddr) -> Value {
     ];
     let any = if address.is_ipv6() { "[::]" } else { "0.0.0.0" };
     let mut arguments: Vec<String> = [
+        "--collector",
+        &inputs.name,
         "--listen",
         &format!("{any}:{INGEST_PORT}"),
         "--admin-listen",
@@ -120,13 +122,11 @@ fn stateful_set(inputs: &Inputs, name: &str, address: IpAddr) -> Value {
     .map(str::to_owned)
     .into();
     arguments.extend(tls_arguments());
-    let mut annotations = BTreeMap::new();
     if let Some(token) = &options.token {
-        arguments.extend(["--dataway-token-file".to_owned(), format!("{TOKEN_DIRECTORY}/token")]);
+        // Where the object's option for the file says that it is.
         let items = json!([{ "key": token.key, "path": "token" }]);
         volumes.push(json!({ "name": "dataway", "secret": { "secretName": token.name, "items": items } }));
         mounts.push(json!({ "name": "dataway", "mountPath": TOKEN_DIRECTORY, "readOnly": true }));
-        annotations.insert(SECRET_HASH.to_owned(), token.hash.clone());
     }
     arguments.extend(log_format(&options.arguments));
     arguments.extend(options.arguments.iter().cloned());
@@ -145,7 +145,6 @@ fn stateful_set(inputs: &Inputs, name: &str, address: IpAddr) -> Value {
     });
     let mut pod = json!({
         "serviceAccountName": name,
-        "automountServiceAccountToken": false,
         "securityContext": { "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER },
         "terminationGracePeriodSeconds": 30,
         "volumes": volumes,
@@ -161,7 +160,7 @@ fn stateful_set(inputs: &Inputs, name: &str, address: IpAddr) -> Value {
             "replicas": 1,
             "serviceName": name,
             "selector": { "matchLabels": selector },
-            "template": { "metadata": pod_metadata(&options.pod, selector.clone(), annotations), "spec": pod },
+            "template": { "metadata": pod_metadata(&options.pod, selector.clone()), "spec": pod },
         },
     })
 }

@@ -102,8 +102,6 @@ pub struct TokenSecret {
     pub name: String,
     /// Key in it.
     pub key: String,
-    /// Hash of its data: a new token restarts the aggregator, which reads it once.
-    pub hash: String,
 }
 
 /// Disk of the queue.
@@ -259,16 +257,12 @@ fn probe(path: &str, host: Option<&str>, failures: u32) -> Value {
 }
 
 /// Metadata of a pod: what people add, and over it what is ours.
-fn pod_metadata(pod: &PodInputs, labels: BTreeMap<String, String>, annotations: BTreeMap<String, String>) -> Value {
-    let over = |theirs: &BTreeMap<String, String>, ours| {
-        let mut all = theirs.clone();
-        all.extend(ours);
-        all
-    };
-    let mut metadata = json!({ "labels": over(&pod.labels, labels) });
-    let annotations = over(&pod.annotations, annotations);
-    if !annotations.is_empty() {
-        put(&mut metadata, "annotations", json!(annotations));
+fn pod_metadata(pod: &PodInputs, labels: BTreeMap<String, String>) -> Value {
+    let mut all = pod.labels.clone();
+    all.extend(labels);
+    let mut metadata = json!({ "labels": all });
+    if !pod.annotations.is_empty() {
+        put(&mut metadata, "annotations", json!(pod.annotations));
     }
     metadata
 }

@@ -31,9 +31,7 @@ fn inputs() -> Inputs {
             token: Some(TokenSecret {
                 name: "dataway".to_owned(),
                 key: "token".to_owned(),
-                hash: "h1".to_owned(),
             }),
-            arguments: vec!["--dataway".to_owned(), "https://openway.example".to_owned()],
             ..AggregatorInputs::default()
         },
     }
@@ -104,7 +102,7 @@ fn every_manifest_is_of_its_published_type() {
         };
         assert_eq!(crate::drift::is_current(object, &back), Ok(()), "{}", object["kind"]);
     }
-    assert_eq!(objects.len(), 4 + 4 + 5 + 1);
+    assert_eq!(objects.len(), 4 + 6 + 5 + 1);
 }
 
 #[test]
@@ -154,10 +152,11 @@ fn agents_have_the_listed_capabilities_and_no_more() {
 }
 
 #[test]
-fn agents_read_the_cluster_and_change_nothing() {
+fn pods_read_what_they_need_and_change_nothing() {
     let objects = desired(&inputs());
     let mut readable = Vec::new();
-    for rule in of_kind(&objects, "ClusterRole")[0]["rules"].as_array().unwrap() {
+    let roles = of_kind(&objects, "ClusterRole");
+    for rule in roles[0]["rules"].as_array().unwrap() {
         assert_eq!(rule["verbs"], json!(["get", "list", "watch"]));
         readable.extend(
             rule["resources"]
@@ -179,12 +178,18 @@ fn agents_read_the_cluster_and_change_nothing() {
         "services",
     ];
     assert_eq!(readable, expected);
+    // The aggregator, and nobody else's object.
     assert_eq!(
-        of_kind(&objects, "ClusterRoleBinding")[0]["subjects"][0]["name"],
-        "cluster-agent"
+        roles[1]["rules"],
+        json!([{ "apiGroups": ["ebpfcollector.io"], "resources": ["ebpfcollectors"], "resourceNames": ["cluster"],
+            "verbs": ["get", "list", "watch"] }])
     );
+    let bindings = of_kind(&objects, "ClusterRoleBinding");
+    for (index, account) in ["cluster-agent", "cluster-aggregator"].into_iter().enumerate() {
+        assert_eq!(bindings[index]["subjects"][0]["name"], account);
+        assert_eq!(bindings[index]["roleRef"]["name"], roles[index]["metadata"]["name"]);
+    }
     let aggregator = pod(of_kind(&objects, "StatefulSet")[0]);
-    assert_eq!(aggregator["automountServiceAccountToken"], false);
     assert_eq!(aggregator["securityContext"]["runAsNonRoot"], true);
     assert!(
         aggregator["containers"][0]["securityContext"]["capabilities"]
@@ -237,13 +242,13 @@ fn each_change_touches_only_what_it_must() {
             &["DaemonSet"],
         ),
         (
-            "token",
-            |i| i.aggregator.token.as_mut().unwrap().hash = "h2".to_owned(),
+            "another Secret with the token",
+            |i| i.aggregator.token.as_mut().unwrap().name = "other".to_owned(),
             &["StatefulSet"],
         ),
         (
-            "output",
-            |i| i.aggregator.arguments.push("--dataway-gzip=false".to_owned()),
+            "aggregator's log format",
+            |i| i.aggregator.arguments.push("--log-format=text".to_owned()),
             &["StatefulSet"],
         ),
         (
@@ -348,9 +353,6 @@ fn what_people_say_of_pods_is_in_them_and_ours_wins() {
     given
         .labels
         .insert("app.kubernetes.io/component".to_owned(), "other".to_owned());
-    given
-        .annotations
-        .insert(names::SECRET_HASH.to_owned(), "other".to_owned());
     (inputs.agent.pod, inputs.aggregator.pod) = (given.clone(), given);
     inputs.agent.host_root = Some("/node".to_owned());
     inputs.agent.host_proc = Some("/node/proc".to_owned());
@@ -385,9 +387,4 @@ fn what_people_say_of_pods_is_in_them_and_ours_wins() {
             assert_eq!(&metadata["labels"][label], value);
         }
     }
-    let aggregator = of_kind(&objects, "StatefulSet")[0];
-    assert_eq!(
-        aggregator["spec"]["template"]["metadata"]["annotations"][names::SECRET_HASH],
-        "h1"
-    );
 }

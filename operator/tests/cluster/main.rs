@@ -110,7 +110,7 @@ fn left(plane: &ControlPlane) -> Vec<String> {
     outside.push_str(&plane.must(&["get", "clusterroles,clusterrolebindings", "-o", "name"]));
     let ours = outside
         .lines()
-        .filter(|name| ["ebpf", "cluster-agent"].iter().any(|it| name.contains(it)));
+        .filter(|name| ["ebpf", "cluster-ag"].iter().any(|it| name.contains(it)));
     inside.lines().chain(ours).map(str::to_owned).collect()
 }
 
@@ -317,7 +317,7 @@ fn an_object_becomes_objects_and_goes_without_a_trace() {
         condition(&object(), "Progressing") == "True RollingOut"
     });
     let all = made(&plane);
-    assert_eq!(all.len(), 13, "{all:#?}");
+    assert_eq!(all.len(), 15, "{all:#?}");
     let aggregator = plane.get(&["-n", "observe", "statefulset", "cluster-aggregator"]);
     assert!(!aggregator.to_string().contains("tkn_1"), "{aggregator}");
 

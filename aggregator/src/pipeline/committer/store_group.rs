@@ -59,7 +59,7 @@ impl Committer {
                 match write_file(file, encoded) {
                     Ok(mark) => marks.push((*index, mark)),
                     Err(error) => {
-                        let why = format!("`{}` cannot be written: {error}", sink.target);
+                        let why = format!("`{}` cannot be written: {error}", sink.target());
                         sink.failed("file", &why);
                         if sink.when_full == WhenFull::Withhold {
                             let sink = sink.name.clone();
@@ -80,7 +80,7 @@ impl Committer {
                 .upkeep
                 .removals
                 .iter()
-                .filter_map(|removal| Some((self.sinks.get(removal.index)?.0.slot?, removal.id)))
+                .filter_map(|removal| Some((removal.sink.slot?, removal.id)))
                 .collect(),
             seen: self
                 .dedup
@@ -98,11 +98,9 @@ impl Committer {
         };
         self.upkeep.forget.clear();
         for (removal, existed) in self.upkeep.removals.drain(..).zip(removed) {
-            if let Some((sink, _)) = self.sinks.get(removal.index) {
-                sink.release(removal.meta.points);
-                if existed {
-                    sink.removed(&removal.meta);
-                }
+            removal.sink.release(removal.meta.points);
+            if existed {
+                removal.sink.removed(&removal.meta);
             }
         }
         for (index, (sink, _)) in self.sinks.iter().enumerate() {

@@ -82,12 +82,7 @@ impl Committer {
 
     /// The queue file was moved aside.
     pub(super) fn queue_lost(&self) {
-        let lost: u64 = self
-            .sinks
-            .iter()
-            .filter(|(sink, _)| sink.slot.is_some())
-            .map(|(sink, _)| sink.forget_stored())
-            .sum();
+        let lost: u64 = self.queues().map(|sink| sink.forget_stored()).sum();
         self.metrics.damaged_files.inc();
         tracing::error!(
             points = lost,
@@ -100,7 +95,7 @@ impl Committer {
         if !anew {
             self.dedup = Dedup::new(self.store.agents()?);
         }
-        for (sink, _) in &self.sinks {
+        for sink in self.queues() {
             if let Some(slot) = sink.slot {
                 if anew {
                     self.store.keep_slot(&sink.name, slot)?;

@@ -53,7 +53,7 @@ object! {
         env: Vec<EnvVar>,
         /// Logs.
         log: AgentLog,
-        /// Sizes of kernel maps. A change restarts the agents.
+        /// Sizes of kernel maps. A change makes agents load their programs anew.
         kernel: KernelMaps,
         /// Profiling service.
         pprof: PprofSpec,

@@ -259,8 +259,8 @@ impl NetCapture {
         self.leave_out();
     }
 
-    /// Collects until ordered to end, then hands on what it has. What there was no room for comes back, unless this is
-    /// the last end.
+    /// Collects until ordered to end, then hands on what it has. The rows that there was no room for come back; at the last
+    /// end they are counted as lost.
     pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) -> Rows {
         let mut beat = Beat::new(self.config.interval, Instant::now());
         let mut due = None;
@@ -317,6 +317,9 @@ impl NetCapture {
                 Orders::Finish(End::Restart) => return self.rows,
                 Orders::Finish(End::Stop) => {
                     if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE_AT_STOP) {
+                        let left = self.rows.len() as u64;
+                        self.rows_stage.entered(left);
+                        self.rows_stage.lost("uplink_full_at_stop", left);
                         break;
                     }
                 }
@@ -324,10 +327,7 @@ impl NetCapture {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let left = self.rows.len() as u64;
-        self.rows_stage.entered(left);
-        self.rows_stage.lost("uplink_full_at_stop", left);
-        Rows::new(0, Ends::default())
+        self.rows
     }
 
     /// Runs one step; a failure is logged and shown in health, and the next round tries again.

@@ -2,20 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
-mod server;
-
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use api::{ConfigBuilder, Source, collector::EbpfCollectorSpec};
 use ec_follow::{Followed, follow};
 use kube::{Client, Config};
 use serde_json::json;
 use telemetry::{Health, health};
+use testkit::kube::FakeApi;
 use tokio::time::timeout;
 
-use server::{Server, loopback};
-
 const PATIENCE: Duration = Duration::from_secs(20);
+
+fn loopback() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
 
 struct Program {
     health: Health,
@@ -75,9 +79,9 @@ fn interval(followed: &Followed) -> u64 {
 
 #[tokio::test]
 async fn waits_for_the_server_then_for_the_object_then_follows_it() {
-    let server = Server::new();
+    let server = FakeApi::new();
     // Nobody listens at this port yet.
-    let (address, serving) = server.serve(loopback()).await;
+    let (address, serving) = server.serve(loopback()).await.unwrap();
     serving.abort();
     let _ = serving.await;
     let mut program = Program::start(address);
@@ -89,7 +93,7 @@ async fn waits_for_the_server_then_for_the_object_then_follows_it() {
         .await;
     assert!(!program.health.is_ready() && program.health.is_alive());
 
-    let (_, _serving) = server.serve(address).await;
+    let (_, _serving) = server.serve(address).await.unwrap();
     program
         .until(health::State::Starting, &["there is no such object"])
         .await;
@@ -118,9 +122,9 @@ async fn waits_for_the_server_then_for_the_object_then_follows_it() {
 
 #[tokio::test]
 async fn what_cannot_be_used_changes_nothing_and_is_named() {
-    let server = Server::new();
+    let server = FakeApi::new();
     server.store(1, &json!({ "interval": "soon" }));
-    let (address, _serving) = server.serve(loopback()).await;
+    let (address, _serving) = server.serve(loopback()).await.unwrap();
     let mut program = Program::start(address);
     let named = [
         "to be corrected",
@@ -163,9 +167,9 @@ async fn what_cannot_be_used_changes_nothing_and_is_named() {
 
 #[tokio::test]
 async fn outages_expired_versions_and_deletion_change_nothing() {
-    let server = Server::new();
+    let server = FakeApi::new();
     server.store(1, &json!({ "interval": "10s" }));
-    let (address, serving) = server.serve(loopback()).await;
+    let (address, serving) = server.serve(loopback()).await.unwrap();
     let mut program = Program::start(address);
     let mut followed = program.followed().await;
     until(|| server.watches() == 1).await.unwrap();
@@ -189,9 +193,7 @@ async fn outages_expired_versions_and_deletion_change_nothing() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(interval(&followed), 12);
     assert!(program.health.is_ready());
-    let (_, _serving) = server.serve(address).await;
-    until(|| server.watches() == 3).await.unwrap();
-    server.change(3, &json!({ "interval": "13s" }));
+    let (_, _serving) = server.serve(address).await.unwrap();
     until(|| *followed.generation.borrow() == 3).await.unwrap();
 
     server.delete();
@@ -206,9 +208,9 @@ async fn outages_expired_versions_and_deletion_change_nothing() {
 
 #[tokio::test]
 async fn ends_when_nobody_listens() {
-    let server = Server::new();
+    let server = FakeApi::new();
     server.store(1, &json!({}));
-    let (address, _serving) = server.serve(loopback()).await;
+    let (address, _serving) = server.serve(loopback()).await.unwrap();
     let followed = Program::start(address).followed().await;
     until(|| server.watches() == 1).await.unwrap();
     assert_eq!(server.listeners(), 1);
