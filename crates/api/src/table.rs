@@ -231,14 +231,13 @@ static OPTIONS: &[OptionSpec] = &[
     opt!(Kubernetes List Documented "workload_labels" "ENV_INPUT_EBPF_WORKLOAD_LABELS" "workload-labels" [""],
         kubernetes.workload_labels = value::list,
         "names of labels",
-        "Labels of pods and workloads to add as tags.",
-        inert: Some(NOT_YET)),
+        "Labels of pods and workloads to add as tags of the local end; a workload's goes before its pod's. `.` becomes `_` in \
+         names; tags that are there already are not replaced. In a cluster only."),
     opt!(Kubernetes Value Documented "workload_label_prefix" "ENV_INPUT_EBPF_WORKLOAD_LABEL_PREFIX"
         "workload-label-prefix",
         kubernetes.workload_label_prefix = some!(value::text),
         "a text",
-        "Put before the names of the tags made from labels.",
-        inert: Some(NOT_YET)),
+        "Put before the names of the tags made from labels."),
     opt!(Kubernetes Value Ours "collector" "ENV_INPUT_EBPF_COLLECTOR" "collector",
         kubernetes.collector = some!(value::text),
         "the name of an EbpfCollector object",

@@ -58,6 +58,7 @@ fn batch() -> RecordBatch {
             service: "checkout".into(),
             workload: "checkout".into(),
             workload_type: "deployment".into(),
+            labels: Arc::default(),
         }))
     };
     let end = |n, port| Endpoint {

@@ -14,6 +14,8 @@ pub const MAX_RECORD_BYTES: usize = 256 << 10;
 pub const MAX_DICTIONARY_ENTRIES: usize = 65_536;
 /// Bytes of all texts that one stream may hold at once.
 pub const MAX_DICTIONARY_BYTES: usize = 4 << 20;
+/// Tags made of labels that one end of a record may carry.
+pub const MAX_LABELS: usize = 64;
 /// Tags that a Hello may carry.
 pub const MAX_TAGS: usize = 256;
 /// Features that one capability vector may hold.

@@ -61,6 +61,7 @@ fn rows(k8s: bool, v6: bool) -> Vec<Netflow> {
                 service: side.into(),
                 workload: side.into(),
                 workload_type: "deployment".into(),
+                labels: Arc::default(),
             })
         })
     };

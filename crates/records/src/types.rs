@@ -76,6 +76,8 @@ pub struct K8sEndpoint {
     pub workload: Str,
     /// Kind of the workload in lower case, e.g. `deployment`.
     pub workload_type: Str,
+    /// Tags made of labels of the pod and its workload, key and value. Those of the local end are written.
+    pub labels: Arc<[(Str, Str)]>,
 }
 
 /// Tags that every record of one agent carries: `host` first, then the user's extra tags. Sent once per stream.

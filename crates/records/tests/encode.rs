@@ -102,11 +102,13 @@ fn line_of_a_udp_row_of_a_pod() {
     );
     assert_eq!(
         String::from_utf8(encode(&encoder, &[udp_row()])).unwrap(),
-        "netflow,direction=incoming,dst_ip=2001:db8::5,dst_ip_type=other,dst_k8s_deployment_name=N/A,\
+        "netflow,app_kubernetes_io/name=coredns,direction=incoming,dst_ip=2001:db8::5,dst_ip_type=other,\
+         dst_k8s_deployment_name=N/A,\
          dst_k8s_namespace=N/A,dst_k8s_pod_name=N/A,dst_k8s_service_name=N/A,dst_nat_ip=N/A,dst_nat_port=N/A,\
          dst_port=*,family=IPv6,host=node\\ 1,pid=4711,process_name=my\\ dns\\,\\ v\\=1,source=netflow,src_ip=fd00::1,\
          src_ip_type=private,src_k8s_deployment_name=coredns,src_k8s_namespace=kube-system,\
-         src_k8s_pod_name=coredns-1,src_k8s_service_name=N/A,src_port=53,sub_source=K8s,transport=udp \
+         src_k8s_pod_name=coredns-1,src_k8s_service_name=N/A,src_port=53,sub_source=K8s,\
+         team=dns\\,\\ core,transport=udp \
          bytes_read=1500i,bytes_written=300i 1790000000123456789\n"
     );
 }

@@ -47,8 +47,8 @@ pub(super) fn manifests(inputs: &Inputs) -> Vec<Value> {
         Component::Agent,
         json!([
             read("", &["namespaces", "nodes", "pods", "services"]),
-            read("apps", &["replicasets"]),
-            read("batch", &["jobs"]),
+            read("apps", &["daemonsets", "deployments", "replicasets", "statefulsets"]),
+            read("batch", &["cronjobs", "jobs"]),
             read("discovery.k8s.io", &["endpointslices"]),
             object,
         ]),

@@ -168,6 +168,9 @@ fn pods_read_what_they_need_and_change_nothing() {
     }
     readable.sort();
     let expected = [
+        "cronjobs",
+        "daemonsets",
+        "deployments",
         "ebpfcollectors",
         "endpointslices",
         "jobs",
@@ -176,6 +179,7 @@ fn pods_read_what_they_need_and_change_nothing() {
         "pods",
         "replicasets",
         "services",
+        "statefulsets",
     ];
     assert_eq!(readable, expected);
     // The aggregator, and nobody else's object.

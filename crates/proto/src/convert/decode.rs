@@ -71,6 +71,14 @@ pub enum DecodeError {
         /// How many texts there are.
         known: usize,
     },
+    /// Too many labels, or one without its value.
+    #[error("batch.netflow[{record}] has {numbers} numbers for labels: an even number up to {} is accepted", 2 * limits::MAX_LABELS)]
+    Labels {
+        /// Index of the record.
+        record: usize,
+        /// How many there are.
+        numbers: usize,
+    },
     /// An enum value this version does not have.
     #[error("batch.netflow[{record}].{field} is {value}: no such value")]
     Enum {
@@ -125,6 +133,7 @@ impl DecodeError {
             Self::TextLength { .. } => "text_length",
             Self::DictionaryFull { .. } => "dictionary_full",
             Self::UnknownText { .. } => "unknown_text",
+            Self::Labels { .. } => "labels",
             Self::Enum { .. } => "enum",
             Self::Address { .. } => "address",
             Self::Port { .. } => "port",
@@ -296,23 +305,40 @@ impl At<'_> {
         })
     }
 
-    fn k8s(self, wire: Option<v1::K8sEndpoint>) -> Result<Option<Arc<K8sEndpoint>>, DecodeError> {
+    fn k8s(self, wire: Option<&v1::K8sEndpoint>) -> Result<Option<Arc<K8sEndpoint>>, DecodeError> {
         let Some(v1::K8sEndpoint {
             namespace,
             pod,
             service,
             workload,
             workload_type,
+            labels,
         }) = wire
         else {
             return Ok(None);
         };
+        if labels.len() > 2 * limits::MAX_LABELS || labels.len() % 2 != 0 {
+            return Err(DecodeError::Labels {
+                record: self.record,
+                numbers: labels.len(),
+            });
+        }
+        let texts = labels.chunks_exact(2).map(|pair| match *pair {
+            [key, value] => Ok((self.text("k8s.labels", key)?, self.text("k8s.labels", value)?)),
+            _ => Ok(Default::default()),
+        });
+        let labels: Arc<[(Str, Str)]> = if labels.is_empty() {
+            Arc::default()
+        } else {
+            texts.collect::<Result<_, _>>()?
+        };
         Ok(Some(Arc::new(K8sEndpoint {
-            namespace: self.text("k8s.namespace", namespace)?,
-            pod: self.text("k8s.pod", pod)?,
-            service: self.text("k8s.service", service)?,
-            workload: self.text("k8s.workload", workload)?,
-            workload_type: self.text("k8s.workload_type", workload_type)?,
+            namespace: self.text("k8s.namespace", *namespace)?,
+            pod: self.text("k8s.pod", *pod)?,
+            service: self.text("k8s.service", *service)?,
+            workload: self.text("k8s.workload", *workload)?,
+            workload_type: self.text("k8s.workload_type", *workload_type)?,
+            labels,
         })))
     }
 
@@ -362,8 +388,8 @@ impl At<'_> {
             process_name: self.text("process_name", wire.process_name)?,
             dst_nat,
             dst_domain: self.text("dst_domain", wire.dst_domain)?,
-            local_k8s: self.k8s(wire.local_k8s)?,
-            remote_k8s: self.k8s(wire.remote_k8s)?,
+            local_k8s: self.k8s(wire.local_k8s.as_ref())?,
+            remote_k8s: self.k8s(wire.remote_k8s.as_ref())?,
             bytes_read: wire.bytes_read,
             bytes_written: wire.bytes_written,
             retransmits: wire.retransmits,

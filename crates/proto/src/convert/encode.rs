@@ -39,8 +39,8 @@ pub enum EncodeError {
 
 /// Most bytes of one record on the wire without its texts: the sum of every field at its largest, rounded up.
 const RECORD_BOUND: usize = 300;
-/// Most bytes of one text besides its own: tag and length.
-const TEXT_OVERHEAD: usize = 4;
+/// Most bytes of one text besides its own: tag and length, and its number where that is one of a list.
+const TEXT_OVERHEAD: usize = 4 + 3;
 
 /// Bytes that one record needs on the wire at most, its texts included as if all were new. `None`: a text is longer
 /// than [`limits::MAX_STRING_BYTES`], so the record can not be sent.
@@ -65,11 +65,18 @@ fn for_each_text<'a>(record: &'a Netflow, mut visit: impl FnMut(&'a Str)) {
             service,
             workload,
             workload_type,
+            labels,
         } = k8s.as_ref();
         [namespace, pod, service, workload, workload_type]
             .into_iter()
+            .chain(sent(labels).iter().flat_map(|(key, value)| [key, value]))
             .for_each(&mut visit);
     }
+}
+
+/// As many labels as a record may carry.
+fn sent(labels: &[(Str, Str)]) -> &[(Str, Str)] {
+    labels.get(..limits::MAX_LABELS).unwrap_or(labels)
 }
 
 // === impl StreamEncoder ===
@@ -182,11 +189,17 @@ impl Texts<'_> {
             service,
             workload,
             workload_type,
+            labels,
         }) = k8s
         else {
             return Ok(None);
         };
+        let mut numbers = Vec::with_capacity(2 * labels.len());
+        for (key, value) in sent(labels) {
+            numbers.extend([self.number(key)?, self.number(value)?]);
+        }
         Ok(Some(v1::K8sEndpoint {
+            labels: numbers,
             namespace: self.number(namespace)?,
             pod: self.number(pod)?,
             service: self.number(service)?,

@@ -36,16 +36,19 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn k8s() -> impl Strategy<Value = Option<Arc<K8sEndpoint>>> {
-    let names = (text(), text(), text(), text(), text());
-    option::of(names.prop_map(|(namespace, pod, service, workload, workload_type)| {
-        Arc::new(K8sEndpoint {
-            namespace,
-            pod,
-            service,
-            workload,
-            workload_type,
-        })
-    }))
+    let names = (text(), text(), text(), text(), text(), vec((text(), text()), 0..3));
+    option::of(
+        names.prop_map(|(namespace, pod, service, workload, workload_type, labels)| {
+            Arc::new(K8sEndpoint {
+                labels: labels.into(),
+                namespace,
+                pod,
+                service,
+                workload,
+                workload_type,
+            })
+        }),
+    )
 }
 
 fn netflow() -> impl Strategy<Value = Netflow> {
@@ -378,7 +381,17 @@ fn every_lie_is_named() {
             "16385 bytes",
         ),
         (
-            refused(|b| b.netflow = vec![b.netflow[0]; 2001]),
+            refused(|b| b.netflow[0].local_k8s.get_or_insert_default().labels = vec![0; 3]),
+            "labels",
+            "3 numbers",
+        ),
+        (
+            refused(|b| b.netflow[0].local_k8s.get_or_insert_default().labels = vec![0; 130]),
+            "labels",
+            "up to 128",
+        ),
+        (
+            refused(|b| b.netflow = vec![b.netflow[0].clone(); 2001]),
             "too_many_records",
             "2001",
         ),

@@ -16,14 +16,14 @@ mod protobuf;
 mod table;
 mod text;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 pub use body::{Body, BodyBuilder, DEFAULT_BODY_LIMIT};
 pub use check::{Adjustment, AdjustmentKind};
 use plan::{Plan, Shape};
 pub use table::table_header;
 
-use crate::{Globals, Netflow, column::Role};
+use crate::{Globals, Netflow, Str, column::Role};
 
 /// Wire form of a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +69,18 @@ pub struct PointEncoder {
     globals: Vec<(String, String)>,
     adjustments: Vec<Adjustment>,
     plans: [OnceLock<Plan>; Shape::COUNT],
+    /// Plans of rows with labels, by shape and the labels' keys.
+    labelled: RwLock<Vec<Labelled>>,
+}
+
+/// Sets of labels whose plans are kept; pods of one cluster have few.
+const LABELLED_MAX: usize = 64;
+
+#[derive(Debug)]
+struct Labelled {
+    shape: Shape,
+    keys: Box<[Str]>,
+    plan: Arc<Plan>,
 }
 
 // === impl Format ===
@@ -107,6 +119,7 @@ impl PointEncoder {
             globals,
             adjustments,
             plans: [const { OnceLock::new() }; Shape::COUNT],
+            labelled: RwLock::default(),
         }
     }
 
@@ -137,7 +150,15 @@ impl PointEncoder {
             return Ok(());
         }
         let shape = Shape::of(row);
-        let plan = self.plans[shape.index()].get_or_init(|| Plan::new(self.format, shape, &self.globals, self.options));
+        let labels = row.local_k8s.as_ref().map_or(&[][..], |names| &names.labels);
+        let labelled;
+        let plan = if labels.is_empty() {
+            let new = || Plan::new(self.format, shape, &self.globals, &[], self.options);
+            self.plans[shape.index()].get_or_init(new)
+        } else {
+            labelled = self.labelled(shape, labels);
+            &labelled
+        };
         match self.format {
             Format::Protobuf => protobuf::encode(plan, row, out),
             Format::LineProtocol => return line::encode(plan, row, out),
@@ -145,5 +166,26 @@ impl PointEncoder {
             Format::Table => {}
         }
         Ok(())
+    }
+
+    /// The plan of rows with these labels.
+    fn labelled(&self, shape: Shape, labels: &[(Str, Str)]) -> Arc<Plan> {
+        let same = |it: &&Labelled| it.shape == shape && it.keys.iter().eq(labels.iter().map(|(key, _)| key));
+        let known = self.labelled.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.iter().find(same) {
+            return Arc::clone(&found.plan);
+        }
+        drop(known);
+        let plan = Arc::new(Plan::new(self.format, shape, &self.globals, labels, self.options));
+        let mut known = self.labelled.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= LABELLED_MAX {
+            known.clear();
+        }
+        known.push(Labelled {
+            shape,
+            keys: labels.iter().map(|(key, _)| key.clone()).collect(),
+            plan: Arc::clone(&plan),
+        });
+        plan
     }
 }

@@ -5,9 +5,9 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{EncodeOptions, Format, json, line, protobuf};
+use super::{EncodeOptions, Format, check, json, line, protobuf};
 use crate::{
-    Direction, Family, Netflow, Transport,
+    Direction, Family, Netflow, Str, Transport,
     column::{Cell, Column, Counter, K8sKey, Output, Role, Side},
     netflow::{COLUMNS, MEASUREMENT},
 };
@@ -68,6 +68,8 @@ pub(super) enum Read {
     ProcessName,
     Netns,
     K8s(End, K8sKey),
+    /// Value of a label of the local end, by its place.
+    Label(usize),
     Counter(Counter),
 }
 
@@ -192,8 +194,16 @@ impl Shape {
 // === impl Plan ===
 
 impl Plan {
-    /// `globals` have passed [`super::check::clean_globals`].
-    pub(super) fn new(format: Format, shape: Shape, globals: &[(String, String)], options: EncodeOptions) -> Self {
+    /// `globals` have passed [`super::check::clean_globals`]; `labels` are those of the rows that it is for. Of several
+    /// labels with one key the first counts, and none takes the place of a column or of a global tag.
+    pub(super) fn new(
+        format: Format,
+        shape: Shape,
+        globals: &[(String, String)],
+        labels: &[(Str, Str)],
+        options: EncodeOptions,
+    ) -> Self {
+        let keys: Vec<_> = labels.iter().map(|(key, _)| check::clean_key(key)).collect();
         let mut entries = Vec::with_capacity(COLUMNS.len() + globals.len());
         for column in columns(format, options) {
             // A user's own tag goes before a mere default.
@@ -217,6 +227,19 @@ impl Plan {
                     key,
                     role: Role::Tag,
                     value,
+                });
+            }
+        }
+        for (index, key) in keys.iter().enumerate() {
+            let column = columns(format, options).any(|column| column.name == *key && !column.is_default())
+                || (format == Format::Json && json::RESERVED.contains(&&**key));
+            let taken = column || entries.iter().any(|entry| entry.key == *key);
+            let tags = entries.iter().filter(|entry| entry.role == Role::Tag).count();
+            if !key.is_empty() && !taken && tags < check::MAX_TAGS {
+                entries.push(Entry {
+                    key,
+                    role: Role::Tag,
+                    value: EntryValue::Read(Read::Label(index)),
                 });
             }
         }

@@ -216,6 +216,10 @@ impl Read {
                 };
                 Value::Text(names.map_or(super::plan::NOT_AVAILABLE, |names| k8s(names, key)))
             }
+            Self::Label(index) => {
+                let label = row.local_k8s.as_ref().and_then(|names| names.labels.get(index));
+                Value::Text(label.map_or("", |(_, value)| value))
+            }
             Self::Counter(counter) => Value::Signed(count(row, counter)),
         }
     }
@@ -237,6 +241,7 @@ fn k8s(names: &K8sEndpoint, key: K8sKey) -> &str {
         service,
         workload,
         workload_type,
+        labels: _,
     } = names;
     let text: &str = match key {
         K8sKey::Namespace => namespace,

@@ -14,7 +14,9 @@ use std::{
     sync::Arc,
 };
 
-use ec_records::{Direction, Endpoint, Family, Globals, K8sEndpoint, Netflow, Port, Transport};
+use ec_records::{
+    Direction, Endpoint, Family, Globals, K8sEndpoint, Netflow, Port, Transport, column::Output, netflow::COLUMNS,
+};
 use proptest::prelude::*;
 
 /// A decoded point.
@@ -216,6 +218,16 @@ pub fn expected(row: &Netflow, globals: &[(&str, &str)]) -> Point {
             tags.insert((*key).to_owned(), limited(value));
         }
     }
+    // Labels of the local end: the first of a key counts, and none replaces another tag or any column. Keys are short here.
+    for (key, value) in row.local_k8s.iter().flat_map(|names| names.labels.iter()) {
+        let (key, value) = (limited(&key.replace('.', "_")), limited(value));
+        let column = COLUMNS
+            .iter()
+            .any(|column| column.name == key && column.output != Output::Compat);
+        if !key.is_empty() && !column && !tags.contains_key(&key) {
+            tags.insert(key, value);
+        }
+    }
     Point {
         name: "netflow".to_owned(),
         time: row.time_unix_ns,
@@ -330,6 +342,13 @@ pub fn udp_row() -> Netflow {
             service: "".into(),
             workload: "coredns".into(),
             workload_type: "deployment".into(),
+            labels: [
+                ("team", "dns, core"),
+                ("app.kubernetes.io/name", "coredns"),
+                ("host", "not me"),
+            ]
+            .map(|(key, value)| (key.into(), value.into()))
+            .into(),
         })),
         retransmits: 0,
         rtt_us: 0,
@@ -383,9 +402,18 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn k8s() -> BoxedStrategy<Option<Arc<K8sEndpoint>>> {
-    prop::option::of((text(), text(), text(), text(), text()).prop_map(
-        |(namespace, pod, service, workload, workload_type)| {
+    let key = prop_oneof![
+        "[a-c./ ,=]{0,3}",
+        Just("src_ip".to_owned()),
+        Just("host".to_owned()),
+        Just("rtt".to_owned()),
+    ];
+    let labels = prop::collection::vec((key, text()), 0..4);
+    prop::option::of((text(), text(), text(), text(), text(), labels).prop_map(
+        |(namespace, pod, service, workload, workload_type, labels)| {
+            let labels = labels.into_iter().map(|(key, value)| (key.into(), value.into()));
             Arc::new(K8sEndpoint {
+                labels: labels.collect(),
                 namespace: namespace.into(),
                 pod: pod.into(),
                 service: service.into(),

@@ -158,7 +158,7 @@ async fn rows_get_the_names_of_both_ends() {
     let (address, _serving) = Arc::clone(&cluster).serve(loopback()).await;
     let (names, _feeding) = start(address, root);
     until("names are there", || {
-        Kind::ALL.iter().all(|kind| names.health(*kind).lists == 1) && names.pod_of_cgroup(ids[0]).is_some()
+        Kind::NAMED.iter().all(|kind| names.health(*kind).lists == 1) && names.pod_of_cgroup(ids[0]).is_some()
     })
     .await;
 

@@ -228,7 +228,7 @@ async fn namespaces_are_switched_under_traffic() {
     let (names, feed) = k8s::names(client, &options);
     let feeding = tokio::spawn(feed);
     until("names are there", || {
-        Kind::ALL.iter().all(|kind| names.health(*kind).lists > 0) && names.cgroups().0 >= 2
+        Kind::NAMED.iter().all(|kind| names.health(*kind).lists > 0) && names.cgroups().0 >= 2
     })
     .await;
     // Older than the capture.

@@ -16,7 +16,7 @@ mod report;
 pub mod store;
 pub mod watch;
 
-pub use names::{LocalEnd, Names, Places};
+pub use names::{Labels, LocalEnd, Names, Places};
 pub use report::Report;
 pub use store::{Answer, Counts, Kind, SETTLE_NS, Store, Unnamed, When};
 pub use watch::{Health, NamespaceMeta, Namespaces, Options, names};

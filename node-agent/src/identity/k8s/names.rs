@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// Names of labels, each with that of the tag made of it.
+pub type Labels = Arc<[(String, String)]>;
+
 /// Whose process a local end is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LocalEnd {
@@ -63,7 +66,9 @@ pub(super) struct State {
     pub(super) proc: Proc,
     pub(super) host_netns: Option<u64>,
     pub(super) namespaces: watch::Sender<Namespaces>,
-    pub(super) progress: [Progress; Kind::ALL.len()],
+    pub(super) progress: [Progress; Kind::COUNT],
+    /// Names of labels and of the tags made of them.
+    pub(super) labels: watch::Sender<Labels>,
     /// Counts changes of pods and cgroups of this machine.
     pub(super) changes: watch::Sender<u64>,
     /// Directories of cgroups that could not be watched.
@@ -89,6 +94,7 @@ impl State {
             proc,
             namespaces: watch::Sender::new(Namespaces::default()),
             progress: std::array::from_fn(|_| Progress::default()),
+            labels: watch::Sender::new(Labels::default()),
             changes: watch::Sender::new(0),
             unwatched: AtomicU64::new(0),
         }
@@ -122,6 +128,24 @@ pub(super) fn now_ns() -> i64 {
 impl Names {
     pub(super) const fn new(state: Arc<State>) -> Self {
         Self(state)
+    }
+
+    /// Makes tags of labels of pods and workloads: names of labels, each with that of its tag. All is listed anew if that is
+    /// a change.
+    pub fn want_labels(&self, labels: Labels) {
+        self.0.labels.send_if_modified(|known| {
+            let changed = *known != labels;
+            *known = labels;
+            changed
+        });
+    }
+
+    /// Kinds that are followed.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<Kind> {
+        let labelled = !self.0.labels.borrow().is_empty();
+        let more = Kind::LABELLED.into_iter().filter(|_| labelled);
+        Kind::NAMED.into_iter().chain(more).collect()
     }
 
     /// Whose process a local end is: by its cgroup (0 if not known), else by the process (0 if not known), else by the

@@ -95,6 +95,23 @@ kind! {
     Job "batch" "v1" "jobs" NamespaceResourceScope {}
 }
 
+kind! {
+    /// A deployment: its labels only.
+    Deployment "apps" "v1" "deployments" NamespaceResourceScope {}
+}
+kind! {
+    /// A stateful set: its labels only.
+    StatefulSet "apps" "v1" "statefulsets" NamespaceResourceScope {}
+}
+kind! {
+    /// A daemon set: its labels only.
+    DaemonSet "apps" "v1" "daemonsets" NamespaceResourceScope {}
+}
+kind! {
+    /// A cron job: its labels only.
+    CronJob "batch" "v1" "cronjobs" NamespaceResourceScope {}
+}
+
 /// See [`Pod`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]

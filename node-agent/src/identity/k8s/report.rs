@@ -8,7 +8,7 @@ use prometheus_client::{
 };
 use telemetry::{ComponentHandle, Telemetry};
 
-use super::{Kind, Names};
+use super::Names;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
@@ -100,7 +100,7 @@ impl Report {
         self.cgroups_refused.set(integer(refused));
         self.unwatched.set(integer(self.names.unwatched()));
         let (mut unlisted, mut failing) = (Vec::new(), Vec::new());
-        for kind in Kind::ALL {
+        for kind in self.names.kinds() {
             let health = self.names.health(kind);
             let label = KindLabel { kind: kind.as_str() };
             self.lists.get_or_create(&label).set(integer(health.lists));

@@ -1,6 +1,7 @@
 //! What is known of the cluster, with times. No I/O.
 
 mod cluster;
+mod labels;
 mod lookup;
 mod tables;
 
@@ -13,6 +14,7 @@ use records::{K8sEndpoint, Str, Transport};
 
 use super::objects::{Job, Pod, ReplicaSet};
 use crate::identity::cgroup::Uid;
+use labels::Labels;
 pub use lookup::SETTLE_NS;
 pub use lookup::{Answer, Unnamed, When};
 use tables::{Holders, Pods};
@@ -63,10 +65,17 @@ struct Owner {
     kind: Str,
     name: Str,
     /// The workload above it: a replica set's deployment, a job's cron job.
-    parent: Option<(Str, Str)>,
+    parent: Option<Parent>,
     /// Pods that have it.
     pods: u32,
     seen: Seen,
+}
+
+#[derive(Debug)]
+struct Parent {
+    uid: Option<Uid>,
+    kind: Str,
+    name: Str,
 }
 
 /// What is known of an owner beyond what its pods say.
@@ -120,6 +129,14 @@ pub enum Kind {
     Job,
     /// Namespaces; they are kept beside the store.
     Namespace,
+    /// Deployments, for their labels.
+    Deployment,
+    /// Stateful sets, for their labels.
+    StatefulSet,
+    /// Daemon sets, for their labels.
+    DaemonSet,
+    /// Cron jobs, for their labels.
+    CronJob,
 }
 
 impl Kind {
@@ -134,11 +151,15 @@ impl Kind {
             Self::ReplicaSet => "replicasets",
             Self::Job => "jobs",
             Self::Namespace => "namespaces",
+            Self::Deployment => "deployments",
+            Self::StatefulSet => "statefulsets",
+            Self::DaemonSet => "daemonsets",
+            Self::CronJob => "cronjobs",
         }
     }
 
-    /// All of them.
-    pub const ALL: [Self; 7] = [
+    /// Those that are always followed.
+    pub const NAMED: [Self; 7] = [
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
@@ -147,11 +168,15 @@ impl Kind {
         Self::Job,
         Self::Namespace,
     ];
+    /// Those that are followed when labels of workloads are wanted.
+    pub const LABELLED: [Self; 4] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::CronJob];
+    /// How many there are.
+    pub const COUNT: usize = Self::NAMED.len() + Self::LABELLED.len();
 }
 
 /// The number of each kind's latest list; an object has the number of the list it was last seen in or after.
 #[derive(Debug, Default)]
-struct Lists([u32; Kind::ALL.len()]);
+struct Lists([u32; Kind::COUNT]);
 
 impl Lists {
     fn get(&self, kind: Kind) -> u32 {
@@ -193,6 +218,7 @@ pub struct Store {
     slices_of: HashMap<(Str, Str), Vec<Uid>, RandomState>,
     /// The kind of a pod without owner.
     pod_kind: Str,
+    labels: Labels,
 }
 
 impl Store {
@@ -220,6 +246,7 @@ impl Store {
             let_go: HashMap::default(),
             slices_of: HashMap::default(),
             pod_kind: "pod".into(),
+            labels: Labels::default(),
         }
     }
 
@@ -244,6 +271,9 @@ impl Store {
         let stale = |seen: u32| seen != list;
         match kind {
             Kind::Namespace => {}
+            Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::CronJob => {
+                self.labels.end_list(kind, list);
+            }
             Kind::Pod => {
                 let gone: Vec<Uid> = self
                     .pods
@@ -264,11 +294,15 @@ impl Store {
                 .for_each(|uid| self.remove_node(uid)),
             Kind::ReplicaSet | Kind::Job => {
                 let name = if kind == Kind::Job { "job" } else { "replicaset" };
-                self.owners.retain(|_, owner| {
+                self.owners.retain(|uid, owner| {
                     if &*owner.kind == name && matches!(owner.seen, Seen::In(seen) if stale(seen)) {
                         owner.seen = Seen::Gone;
                     }
-                    owner.pods > 0 || owner.seen != Seen::Gone
+                    let stays = owner.pods > 0 || owner.seen != Seen::Gone;
+                    if !stays {
+                        self.labels.remove_owner(*uid);
+                    }
+                    stays
                 });
             }
         }
@@ -282,6 +316,7 @@ impl Store {
         let first = ips.next().or(pod.status.pod_ip.as_deref()).and_then(address);
         let ips = [first, ips.next().and_then(address)];
         let list = self.lists.get(Kind::Pod);
+        self.labels.set_pod(uid, &pod.metadata);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
             if entry.to != OPEN {
@@ -382,12 +417,14 @@ impl Store {
         };
         self.release(pod.uid, pod.ips);
         self.let_go.remove(&pod.uid);
+        self.labels.remove_pod(pod.uid);
         if let Some(owner) = pod.owner
             && let Some(entry) = self.owners.get_mut(&owner)
         {
             entry.pods = entry.pods.saturating_sub(1);
             if entry.pods == 0 && !matches!(entry.seen, Seen::In(_)) {
                 self.owners.remove(&owner);
+                self.labels.remove_owner(owner);
             }
         }
     }
@@ -432,7 +469,12 @@ impl Store {
         let (Some(uid), Some(name)) = (meta_uid(meta), meta.name.as_deref()) else {
             return;
         };
-        let parent = controller(meta).map(|owner| (self.text(&owner.kind.to_lowercase()), self.text(&owner.name)));
+        let parent = controller(meta).map(|owner| Parent {
+            uid: Uid::parse(&owner.uid),
+            kind: self.text(&owner.kind.to_lowercase()),
+            name: self.text(&owner.name),
+        });
+        self.labels.set_owner(uid, meta);
         let list = self.lists.get(if kind == "job" { Kind::Job } else { Kind::ReplicaSet });
         let kind = self.text(kind);
         let entry = self.owners.entry(uid).or_insert_with(|| Owner {
@@ -445,12 +487,36 @@ impl Store {
         (entry.parent, entry.seen) = (parent, Seen::In(list));
     }
 
+    /// A workload is, or changed: its labels.
+    pub fn apply_workload(&mut self, kind: Kind, meta: &ObjectMeta) {
+        let list = self.lists.get(kind);
+        if let Some(uid) = meta_uid(meta) {
+            self.labels.set_workload(uid, kind, list, meta);
+        }
+    }
+
+    /// A workload is gone.
+    pub fn delete_workload(&mut self, meta: &ObjectMeta) {
+        if let Some(uid) = meta_uid(meta) {
+            self.labels.remove_workload(uid);
+        }
+    }
+
+    /// Labels of pods and workloads that become tags, with the tags' names. Objects that are known get theirs with the
+    /// next list.
+    pub fn want_labels(&mut self, wanted: &[(String, String)]) {
+        self.labels.want(wanted);
+    }
+
     /// A replica set or a job is gone; pods that had it keep its name.
     pub fn delete_owner(&mut self, meta: &ObjectMeta) {
         let Some(uid) = meta_uid(meta) else { return };
         match self.owners.get_mut(&uid) {
             Some(owner) if owner.pods > 0 => owner.seen = Seen::Gone,
-            _ => drop(self.owners.remove(&uid)),
+            _ => {
+                self.owners.remove(&uid);
+                self.labels.remove_owner(uid);
+            }
         }
     }
 

@@ -358,3 +358,47 @@ fn an_address_in_slices_of_two_services_has_the_first_by_name_that_is_left() {
     assert_eq!(&*at(&store, "10.0.0.1", 80, 131).unwrap().service, "");
     assert!(store.backs.is_empty() && store.shared.is_empty());
 }
+
+#[test]
+fn labels_become_tags_and_the_workloads_go_first() {
+    let mut store = Store::new("one");
+    let tags = |store: &Store| {
+        let name = at(store, "10.0.0.1", 80, 120).unwrap();
+        name.labels
+            .iter()
+            .map(|(tag, value)| format!("{tag}={value}"))
+            .collect::<Vec<_>>()
+    };
+    let labelled = |name: &str, n: u32, labels: Value| {
+        json!({"metadata": {"name": name, "namespace": "shop", "uid": uid(n), "labels": labels, "ownerReferences": [
+            {"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart", "uid": uid(101), "controller": true}]}})
+    };
+    let mut one = pod(1, "p1", "10.0.0.1", Some(("ReplicaSet", "cart-1", 100)));
+    one.metadata.labels = Some(
+        [("team", "pods"), ("tier", "web"), ("zone", "a"), ("secret", "x")]
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .into(),
+    );
+    let set: ReplicaSet = of(labelled("cart-1", 100, json!({"team": "sets", "tier": "sets"})));
+    let deployment: ObjectMeta = of(labelled("cart", 101, json!({"team": "shop"}))["metadata"].clone());
+    let apply = |store: &mut Store| {
+        store.apply_replica_set(&set);
+        store.apply_workload(Kind::Deployment, &deployment);
+        store.apply_pod(&one, 110 * S);
+    };
+    apply(&mut store);
+    assert!(tags(&store).is_empty(), "none is wanted");
+    let wanted = ["team", "tier", "zone", "none"].map(|label| (label.to_owned(), format!("k8s_{label}")));
+    store.want_labels(&wanted);
+    apply(&mut store);
+    assert_eq!(tags(&store), ["k8s_team=shop", "k8s_tier=sets", "k8s_zone=a"]);
+    store.begin_list(Kind::Deployment);
+    store.end_list(Kind::Deployment, 120 * S);
+    assert_eq!(tags(&store), ["k8s_team=sets", "k8s_tier=sets", "k8s_zone=a"]);
+    store.delete_pod(&one, 130 * S);
+    store.delete_owner(&set.metadata);
+    store.expire(1000 * S);
+    store.want_labels(&[]);
+    apply(&mut store);
+    assert!(tags(&store).is_empty());
+}

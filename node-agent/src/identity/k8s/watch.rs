@@ -28,7 +28,9 @@ use serde::de::DeserializeOwned;
 use super::{
     cgroups,
     names::{Names, State, now_ns},
-    objects::{EndpointSlice, Job, Namespace, Node, Pod, ReplicaSet, Service},
+    objects::{
+        CronJob, DaemonSet, Deployment, EndpointSlice, Job, Namespace, Node, Pod, ReplicaSet, Service, StatefulSet,
+    },
     store::{Kind, Store, pod_uid},
 };
 
@@ -98,19 +100,46 @@ pub fn names(client: Client, options: &Options) -> (Names, impl Future<Output = 
 }
 
 async fn feed(client: Client, config: watcher::Config, state: Arc<State>) {
-    future::join(
+    let objects = async {
+        let mut labels = state.labels.subscribe();
+        loop {
+            let wanted = Arc::clone(&labels.borrow_and_update());
+            state.store.write().want_labels(&wanted);
+            tokio::select! {
+                () = follow_all(&client, &config, &state, !wanted.is_empty()) => {}
+                // Objects were trimmed to the labels wanted before.
+                changed = labels.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    future::join(objects, cgroups::follow(&state)).await;
+}
+
+async fn follow_all(client: &Client, config: &watcher::Config, state: &State, labelled: bool) {
+    let workloads = async {
+        if labelled {
+            future::join4(
+                follow::<Deployment>(client, config, state),
+                follow::<StatefulSet>(client, config, state),
+                follow::<DaemonSet>(client, config, state),
+                follow::<CronJob>(client, config, state),
+            )
+            .await;
+        }
+    };
+    future::join3(
         future::join4(
-            follow::<Pod>(&client, &config, &state),
-            follow::<Service>(&client, &config, &state),
-            follow::<EndpointSlice>(&client, &config, &state),
-            follow::<Node>(&client, &config, &state),
+            follow::<Pod>(client, config, state),
+            follow::<Service>(client, config, state),
+            follow::<EndpointSlice>(client, config, state),
+            follow::<Node>(client, config, state),
         ),
-        future::join4(
-            follow::<ReplicaSet>(&client, &config, &state),
-            follow::<Job>(&client, &config, &state),
-            follow_namespaces(&client, &config, &state),
-            cgroups::follow(&state),
+        future::join3(
+            follow::<ReplicaSet>(client, config, state),
+            follow::<Job>(client, config, state),
+            follow_namespaces(client, config, state),
         ),
+        workloads,
     )
     .await;
 }
@@ -152,6 +181,10 @@ watched! {
     Node: |it, store, _| store.apply_node(it), store.delete_node(it);
     ReplicaSet: |it, store, _| store.apply_replica_set(it), store.delete_owner(&it.metadata);
     Job: |it, store, _| store.apply_job(it), store.delete_owner(&it.metadata);
+    Deployment: |it, store, _| store.apply_workload(Kind::Deployment, &it.metadata), store.delete_workload(&it.metadata);
+    StatefulSet: |it, store, _| store.apply_workload(Kind::StatefulSet, &it.metadata), store.delete_workload(&it.metadata);
+    DaemonSet: |it, store, _| store.apply_workload(Kind::DaemonSet, &it.metadata), store.delete_workload(&it.metadata);
+    CronJob: |it, store, _| store.apply_workload(Kind::CronJob, &it.metadata), store.delete_workload(&it.metadata);
 }
 
 /// Pods of other nodes may share this kernel.

@@ -27,7 +27,7 @@ async fn lists_in_pages_then_follows_and_resumes_at_a_bookmark() {
     let (address, _serving) = Arc::clone(&cluster).serve(loopback()).await;
     let (names, _feeding) = start(address, root.path());
     until("every kind is listed", || {
-        Kind::ALL.iter().all(|kind| names.health(*kind).lists == 1)
+        Kind::NAMED.iter().all(|kind| names.health(*kind).lists == 1)
     })
     .await;
     for n in 1..=5 {
@@ -177,4 +177,46 @@ async fn local_ends_by_cgroup_process_and_address() {
     assert_eq!(names.local_end(0, 0, 77), LocalEnd::Pod(pod));
     names.learn_netns(pod, host);
     assert_eq!(names.local_end(0, 0, host), LocalEnd::Host);
+}
+
+#[tokio::test]
+async fn labels_are_wanted_and_not_wanted_while_it_runs() {
+    let cluster = Cluster::new();
+    let mut one = pod(1);
+    one["metadata"]["labels"] = json!({"team": "a", "other": "b"});
+    cluster.put("pods", one);
+    let root = tempfile::tempdir().unwrap();
+    let (address, _serving) = Arc::clone(&cluster).serve(loopback()).await;
+    let (names, _feeding) = start(address, root.path());
+    until("pods are watched", || cluster.requests("pods", true).len() == 1).await;
+    let tags = || {
+        let found = names.remote(
+            "10.0.0.1".parse().unwrap(),
+            None,
+            Transport::Tcp,
+            When::long_ago(now_ns()),
+        );
+        found
+            .name
+            .unwrap()
+            .labels
+            .iter()
+            .map(|(tag, value)| format!("{tag}={value}"))
+            .collect::<Vec<_>>()
+    };
+    assert!(tags().is_empty());
+    assert_eq!(
+        cluster.requests("deployments", false).len(),
+        0,
+        "nobody wants their labels"
+    );
+    names.want_labels([("team".to_owned(), "k8s_team".to_owned())].into());
+    until("the label is a tag", || tags() == ["k8s_team=a"]).await;
+    until("workloads are listed", || {
+        cluster.requests("deployments", false).len() == 1
+    })
+    .await;
+    names.want_labels(Arc::default());
+    until("it is none any more", || tags().is_empty()).await;
+    assert_eq!(name(&names, 1).unwrap(), "p1");
 }

@@ -264,6 +264,11 @@ impl Store {
                 service: same(common.service, &other.service),
                 workload: of_both(common.workload),
                 workload_type: of_both(common.workload_type),
+                labels: if common.labels == other.labels {
+                    common.labels
+                } else {
+                    Arc::default()
+                },
             }
         });
         if common.namespace.is_empty() {
@@ -283,7 +288,7 @@ impl Store {
             return Some((self.pod_kind.clone(), pod.name.clone()));
         };
         match &owner.parent {
-            Some((kind, name)) => Some((kind.clone(), name.clone())),
+            Some(parent) => Some((parent.kind.clone(), parent.name.clone())),
             // Not seen yet: whether a deployment is above it is not known.
             None if owner.seen == Seen::Never && matches!(&*owner.kind, "replicaset" | "job") => None,
             None => Some((owner.kind.clone(), owner.name.clone())),
@@ -309,8 +314,10 @@ impl Store {
         let workload = self.workload(pod);
         let lesser = workload.is_none().then_some(Unnamed::OwnerUnseen);
         let (workload_type, workload) = workload.unwrap_or_default();
+        let parent = pod.owner.and_then(|uid| self.owners.get(&uid)?.parent.as_ref()?.uid);
         Answer {
             name: Ok(Arc::new(K8sEndpoint {
+                labels: self.labels.of(pod.uid, pod.owner, parent),
                 namespace: pod.namespace.clone(),
                 pod: pod.name.clone(),
                 service: service.unwrap_or_default(),
