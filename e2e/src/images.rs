@@ -81,20 +81,19 @@ pub fn write(image: &Image, archive: &Path) -> anyhow::Result<()> {
     fs::rename(&part, archive).with_context(|| format!("write {}", archive.display()))
 }
 
-/// Writes the archives of all images that the tests need: pause, DNS, workload and product. `dist` has the static programs of
-/// this project, `programs` those of the cluster.
+/// Writes the archives of all images that the tests need: workload and product, and for a cluster of our own (`programs` has
+/// its programs) pause and DNS. `dist` has the static programs of this project.
 ///
 /// # Errors
 /// A program is missing.
-pub fn write_all(dist: &Path, programs: &Path, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn write_all(dist: &Path, programs: Option<&Path>, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    let mut all = vec![("workload.tar", workload(dist)), ("ebpf-collector.tar", product(dist))];
+    if let Some(programs) = programs {
+        all.extend([("pause.tar", pause(dist)), ("coredns.tar", dns(programs))]);
+    }
     let mut archives = Vec::new();
-    for (file, image) in [
-        ("pause.tar", pause(dist)),
-        ("coredns.tar", dns(programs)),
-        ("workload.tar", workload(dist)),
-        ("ebpf-collector.tar", product(dist)),
-    ] {
+    for (file, image) in all {
         let archive = directory.join(file);
         write(&image, &archive)?;
         archives.push(archive);
@@ -134,12 +133,8 @@ fn workload(dist: &Path) -> Image {
 
 /// The same content as the `prebuilt` stage of the Dockerfile.
 fn product(dist: &Path) -> Image {
-    let mut files: Vec<(String, PathBuf)> = ["node-agent", "aggregator", "operator"]
-        .into_iter()
-        .map(|name| (format!("usr/bin/{name}"), dist.join(name)))
-        // Whatever of it this version builds.
-        .filter(|(_, path)| path.exists())
-        .collect();
+    let programs = ["node-agent", "aggregator", "operator"];
+    let mut files: Vec<(String, PathBuf)> = programs.map(|name| (format!("usr/bin/{name}"), dist.join(name))).into();
     let certificates = "ca-certificates.crt";
     files.push((format!("etc/ssl/certs/{certificates}"), dist.join(certificates)));
     Image {

@@ -143,6 +143,22 @@ pub fn down(layout: &Layout) -> anyhow::Result<()> {
     }
 }
 
+/// Copies what the nodes' programs and pods wrote to where the control plane's logs are.
+///
+/// # Errors
+/// Nothing can be written there.
+pub fn keep_logs(layout: &Layout) -> anyhow::Result<()> {
+    for name in NODES {
+        let kept = layout.logs.join(name);
+        fs::create_dir_all(&kept).with_context(|| format!("make {}", kept.display()))?;
+        for part in ["programs", "log/pods"] {
+            let from = layout.place(name).join(part);
+            run(&format!("cp -r {} {}", from.display(), kept.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Process id, as the machine sees it, of a namespace's first process.
 ///
 /// # Errors

@@ -202,11 +202,16 @@ fn cni(index: usize) -> Value {
         "plugins": [
             { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
               "ipam": { "type": "host-local", "dataDir": "/run/cni",
-                "ranges": [[{ "subnet": own.pods_v4 }], [{ "subnet": own.pods_v6 }]],
+                "ranges": [[range(&own.pods_v4, &own.pods_v4.replace(".0/24", ".48"))], [range(&own.pods_v6, &own.pods_v6.replace("::/64", "::30"))]],
                 "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] } },
             { "type": "portmap", "capabilities": { "portMappings": true } },
         ],
     })
+}
+
+/// Few addresses, so that pods that come and go soon get those of others.
+fn range(subnet: &str, last: &str) -> Value {
+    json!({ "subnet": subnet, "rangeEnd": last })
 }
 
 fn kubelet(layout: &Layout, name: &str) -> Value {

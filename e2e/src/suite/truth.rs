@@ -66,7 +66,11 @@ pub struct Judged {
 /// A pod, and when it was.
 #[derive(Clone, Debug)]
 struct PodFact {
-    names: Names,
+    namespace: String,
+    name: String,
+    owner: Option<(String, String)>,
+    /// The service in front of it; kept when the pod has left it.
+    service: Option<String>,
     node: String,
     host_network: bool,
     ips: Vec<IpAddr>,
@@ -76,16 +80,24 @@ struct PodFact {
     to: i64,
 }
 
+#[derive(Clone, Debug)]
+struct ServiceFact {
+    namespace: String,
+    name: String,
+    ips: Vec<IpAddr>,
+    node_ports: Vec<(u16, String)>,
+}
+
 /// Everything that was ever seen in the API.
 #[derive(Clone, Debug, Default)]
 pub struct Truth {
     pods: BTreeMap<String, PodFact>,
     /// Workload above a replica set or job, by its uid.
     parents: HashMap<String, String>,
-    /// Service names by the addresses behind them, from endpoint slices.
-    backs: HashMap<(String, IpAddr), String>,
-    services: HashMap<IpAddr, Names>,
-    node_ports: HashMap<(u16, String), Names>,
+    /// Endpoint slices by uid: namespace, service, addresses.
+    slices: HashMap<String, (String, String, Vec<IpAddr>)>,
+    /// Services by uid.
+    services: BTreeMap<String, ServiceFact>,
     nodes: HashMap<IpAddr, String>,
 }
 
@@ -176,7 +188,6 @@ impl Truth {
         let (Some(uid), Some(spec)) = (pod.metadata.uid.clone(), &pod.spec) else {
             return;
         };
-        let name = pod.metadata.name.clone().unwrap_or_default();
         let status = pod.status.clone().unwrap_or_default();
         let mut ips: Vec<IpAddr> = status
             .pod_ips
@@ -194,15 +205,10 @@ impl Truth {
         let to = gone.or(now_ended).or(known.map(|pod| pod.to)).unwrap_or(i64::MAX);
         let to = known.map_or(to, |pod| pod.to.min(to));
         let fact = PodFact {
-            names: Names {
-                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                service: NONE.to_owned(),
-                workload: controller(&pod.metadata).map_or_else(
-                    || name.clone(),
-                    |(uid, own)| self.parents.get(&uid).cloned().unwrap_or(own),
-                ),
-                pod: name,
-            },
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            owner: controller(&pod.metadata),
+            service: known.and_then(|pod| pod.service.clone()),
             node: spec.node_name.clone().unwrap_or_default(),
             host_network: spec.host_network == Some(true),
             ips,
@@ -220,51 +226,51 @@ impl Truth {
             to,
         };
         self.pods.insert(uid, fact);
+        self.settle_services();
     }
 
     /// An endpoint slice: which service is in front of which addresses.
-    pub fn see_slice(&mut self, slice: &EndpointSlice) {
-        let labels = slice.metadata.labels.iter().flatten();
-        let service = labels
-            .filter(|(key, _)| *key == "kubernetes.io/service-name")
-            .map(|(_, name)| name);
+    pub fn see_slice(&mut self, slice: &EndpointSlice, gone: bool) {
+        let Some(uid) = slice.metadata.uid.clone() else { return };
+        if gone {
+            self.slices.remove(&uid);
+            return;
+        }
+        let labels = slice.metadata.labels.as_ref();
+        let Some(service) = labels.and_then(|labels| labels.get("kubernetes.io/service-name")) else {
+            return;
+        };
         let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-        for (service, address) in service.flat_map(|service| {
-            let addresses = slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter());
-            addresses.map(move |address| (service, address))
-        }) {
-            if let Ok(ip) = address.parse() {
-                self.backs.insert((namespace.clone(), ip), service.clone());
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter());
+        let ips = addresses.filter_map(|address| address.parse().ok()).collect();
+        self.slices.insert(uid, (namespace, service.clone(), ips));
+        self.settle_services();
+    }
+
+    /// Pods that live now are behind the services whose slices have their addresses now.
+    fn settle_services(&mut self) {
+        for pod in self
+            .pods
+            .values_mut()
+            .filter(|pod| pod.to == i64::MAX && !pod.host_network)
+        {
+            let mut services: Vec<&String> = self
+                .slices
+                .values()
+                .filter(|(namespace, _, ips)| *namespace == pod.namespace && ips.iter().any(|ip| pod.ips.contains(ip)))
+                .map(|(_, service, _)| service)
+                .collect();
+            services.sort_unstable();
+            if let Some(service) = services.first() {
+                pod.service = Some((*service).clone());
             }
         }
     }
 
-    /// A service, with the workload that all of its pods belong to, if there is one: call after the pods.
+    /// A service.
     pub fn see_service(&mut self, service: &Service) {
-        let Some(spec) = &service.spec else { return };
-        let namespace = service.metadata.namespace.clone().unwrap_or_default();
-        let name = service.metadata.name.clone().unwrap_or_default();
-        let mut workloads: Vec<&str> = self
-            .pods
-            .values()
-            .filter(|pod| !pod.host_network && pod.to == i64::MAX && pod.names.namespace == namespace)
-            .filter(|pod| {
-                pod.ips
-                    .iter()
-                    .any(|ip| self.backs.get(&(namespace.clone(), *ip)) == Some(&name))
-            })
-            .map(|pod| pod.names.workload.as_str())
-            .collect();
-        workloads.sort_unstable();
-        workloads.dedup();
-        let names = Names {
-            namespace,
-            pod: NONE.to_owned(),
-            service: name,
-            workload: match workloads.as_slice() {
-                [one] => (*one).to_owned(),
-                _ => NONE.to_owned(),
-            },
+        let (Some(uid), Some(spec)) = (service.metadata.uid.clone(), &service.spec) else {
+            return;
         };
         let balancer = service
             .status
@@ -277,14 +283,48 @@ impl Truth {
             .chain(&spec.external_ips)
             .flatten()
             .chain(balancer.flatten().filter_map(|ingress| ingress.ip.as_ref()));
-        for ip in addresses.filter_map(|ip| ip.parse().ok()) {
-            self.services.insert(ip, names.clone());
+        let ports = spec.ports.iter().flatten().filter_map(|port| {
+            let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
+            Some((u16::try_from(port.node_port?).ok()?, protocol))
+        });
+        let fact = ServiceFact {
+            namespace: service.metadata.namespace.clone().unwrap_or_default(),
+            name: service.metadata.name.clone().unwrap_or_default(),
+            ips: addresses.filter_map(|ip| ip.parse().ok()).collect(),
+            node_ports: ports.collect(),
+        };
+        self.services.insert(uid, fact);
+    }
+
+    /// A service, with the workload that all of its pods belong to, if there is one.
+    fn names_of_service(&self, service: &ServiceFact) -> Names {
+        let behind = |pod: &&PodFact| {
+            pod.to == i64::MAX && pod.namespace == service.namespace && pod.service.as_ref() == Some(&service.name)
+        };
+        let mut workloads: Vec<String> = self
+            .pods
+            .values()
+            .filter(behind)
+            .map(|pod| self.workload(pod))
+            .collect();
+        workloads.sort_unstable();
+        workloads.dedup();
+        Names {
+            namespace: service.namespace.clone(),
+            pod: NONE.to_owned(),
+            service: service.name.clone(),
+            workload: match workloads.as_slice() {
+                [one] => one.clone(),
+                _ => NONE.to_owned(),
+            },
         }
-        for port in spec.ports.iter().flatten() {
-            if let Some(number) = port.node_port.and_then(|port| u16::try_from(port).ok()) {
-                let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
-                self.node_ports.insert((number, protocol), names.clone());
-            }
+    }
+
+    /// What runs a pod: the Deployment above its replica set, the CronJob above its job, its controller, or itself.
+    fn workload(&self, pod: &PodFact) -> String {
+        match &pod.owner {
+            Some((uid, name)) => self.parents.get(uid).unwrap_or(name).clone(),
+            None => pod.name.clone(),
         }
     }
 
@@ -324,7 +364,7 @@ impl Truth {
             .pods
             .values()
             .find(|pod| pod.containers.iter().any(|name| name == process))?;
-        Some(&pod.names.namespace)
+        Some(&pod.namespace)
     }
 
     fn local(&self, row: &Row, when: (i64, i64)) -> Vec<Names> {
@@ -333,7 +373,7 @@ impl Truth {
             .pods_then(when)
             .filter(|pod| pod.node == host && pod.containers.iter().any(|name| name == process))
             .filter(|pod| pod.host_network || ip.is_some_and(|ip| pod.ips.contains(&ip)))
-            .map(|pod| self.with_service(pod))
+            .map(|pod| self.names_of(pod))
             .collect();
         if !ours.is_empty() {
             return ours;
@@ -352,8 +392,8 @@ impl Truth {
             return holders;
         }
         let Some(ip) = ip else { return vec![Names::none()] };
-        if let Some(service) = self.services.get(&ip) {
-            return vec![service.clone()];
+        if let Some(service) = self.services.values().find(|service| service.ips.contains(&ip)) {
+            return vec![self.names_of_service(service)];
         }
         let Some(node) = self.nodes.get(&ip) else {
             return vec![Names::none()];
@@ -363,14 +403,15 @@ impl Truth {
             .parse()
             .ok()
             .map(|port: u16| (port, row.tag("transport").to_owned()));
-        if let Some(service) = port.as_ref().and_then(|port| self.node_ports.get(port)) {
-            return vec![service.clone()];
+        let on_port = |service: &&ServiceFact| port.as_ref().is_some_and(|port| service.node_ports.contains(port));
+        if let Some(service) = self.services.values().find(on_port) {
+            return vec![self.names_of_service(service)];
         }
         let declared: Vec<Names> = self
             .pods_then(when)
             .filter(|pod| pod.host_network && pod.node == *node)
             .filter(|pod| port.as_ref().is_some_and(|port| pod.ports.contains(port)))
-            .map(|pod| pod.names.clone())
+            .map(|pod| self.names_of(pod))
             .collect();
         if declared.is_empty() {
             vec![Names::node(node)]
@@ -382,7 +423,7 @@ impl Truth {
     fn holders(&self, ip: Option<IpAddr>, when: (i64, i64)) -> Vec<Names> {
         self.pods_then(when)
             .filter(|pod| !pod.host_network && ip.is_some_and(|ip| pod.ips.contains(&ip)))
-            .map(|pod| self.with_service(pod))
+            .map(|pod| self.names_of(pod))
             .collect()
     }
 
@@ -392,13 +433,13 @@ impl Truth {
             .filter(move |pod| pod.from <= last && first <= pod.to)
     }
 
-    fn with_service(&self, pod: &PodFact) -> Names {
-        let mut names = pod.names.clone();
-        let mut ips = pod.ips.iter().filter(|_| !pod.host_network);
-        if let Some(service) = ips.find_map(|ip| self.backs.get(&(names.namespace.clone(), *ip))) {
-            names.service = service.clone();
+    fn names_of(&self, pod: &PodFact) -> Names {
+        Names {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            service: pod.service.clone().unwrap_or_else(|| NONE.to_owned()),
+            workload: self.workload(pod),
         }
-        names
     }
 }
 
@@ -416,4 +457,172 @@ pub fn now() -> i64 {
         .ok()
         .and_then(|age| i64::try_from(age.as_nanos()).ok())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(name: &str, ip: &str, start: &str, extra: Value) -> Pod {
+        let mut pod = json!({
+            "metadata": { "uid": name, "name": name, "namespace": "shop" },
+            "spec": { "nodeName": "node1", "containers": [{ "name": name }] },
+            "status": { "podIPs": [{ "ip": ip }], "startTime": start, "phase": "Running" },
+        });
+        if let Value::Object(fields) = extra {
+            for (key, value) in fields {
+                pod["metadata"][&key] = value;
+            }
+        }
+        object(pod)
+    }
+
+    fn row(process: &str, src: &str, dst: &str, dst_port: &str, time: i64, names: [[&str; 4]; 2]) -> Row {
+        let mut row = Row { time, ..Row::default() };
+        let mut tag = |key: &str, value: &str| {
+            row.tags.insert(key.to_owned(), value.to_owned());
+        };
+        tag("process_name", process);
+        tag("host", "node1");
+        tag("transport", "tcp");
+        tag("src_ip", src);
+        tag("dst_ip", dst);
+        tag("dst_port", dst_port);
+        for (side, names) in ["src", "dst"].iter().zip(names) {
+            for (key, name) in ["namespace", "pod_name", "service_name", "deployment_name"]
+                .iter()
+                .zip(names)
+            {
+                tag(&format!("{side}_k8s_{key}"), name);
+            }
+        }
+        row
+    }
+
+    fn verdicts(truth: &Truth, row: &Row) -> [Verdict; 2] {
+        truth.judge(row, 2 * SECOND).map(|judged| judged.verdict)
+    }
+
+    fn shop() -> Truth {
+        let mut truth = Truth::default();
+        truth.see_node(&object(json!({
+            "metadata": { "name": "node1" }, "status": { "addresses": [{ "type": "InternalIP", "address": "172.31.0.1" }] } })));
+        let owner = json!({ "ownerReferences": [
+            { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-1", "uid": "rs", "controller": true }] });
+        truth.see_pod(&pod("web-1-a", "10.0.0.2", "1970-01-01T00:01:00Z", owner), None);
+        truth.see_pod(&pod("client", "10.0.0.3", "1970-01-01T00:01:00Z", json!({})), None);
+        // Later than its pod: the order of watches is nobody's to choose.
+        truth.see_owner(&object(json!({ "uid": "rs", "name": "web-1", "ownerReferences": [
+            { "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d", "controller": true }] })));
+        truth.see_slice(&object(json!({
+            "metadata": { "uid": "s", "name": "web-x", "namespace": "shop", "labels": { "kubernetes.io/service-name": "web" } },
+            "addressType": "IPv4", "endpoints": [{ "addresses": ["10.0.0.2"] }] })), false);
+        truth.see_service(&object(json!({
+            "metadata": { "uid": "v", "name": "web", "namespace": "shop" },
+            "spec": { "clusterIPs": ["10.96.0.7"], "ports": [{ "port": 80, "nodePort": 30080 }] } })));
+        truth
+    }
+
+    #[test]
+    fn pods_services_and_nodes_are_expected_under_their_names() {
+        let truth = shop();
+        let client = ["shop", "client", NONE, "client"];
+        let at = 100 * SECOND;
+        for (dst, port, names) in [
+            ("10.0.0.2", "80", ["shop", "web-1-a", "web", "web"]),
+            ("10.96.0.7", "80", ["shop", NONE, "web", "web"]),
+            ("172.31.0.1", "30080", ["shop", NONE, "web", "web"]),
+            ("172.31.0.1", "22", [NONE, NONE, NONE, "node1"]),
+            ("203.0.113.10", "80", [NONE; 4]),
+        ] {
+            let row = row("client", "10.0.0.3", dst, port, at, [client, names]);
+            assert_eq!(
+                verdicts(&truth, &row),
+                [Verdict::Right; 2],
+                "{dst}:{port} {:?}",
+                truth.judge(&row, 0)
+            );
+        }
+    }
+
+    #[test]
+    fn other_names_are_wrong_and_missing_ones_are_told_apart() {
+        let truth = shop();
+        let client = ["shop", "client", NONE, "client"];
+        let judge = |names| {
+            verdicts(
+                &truth,
+                &row("client", "10.0.0.3", "10.0.0.2", "80", 100 * SECOND, [client, names]),
+            )[1]
+        };
+        assert_eq!(judge(["shop", "web-1-b", "web", "web"]), Verdict::Wrong);
+        assert_eq!(judge(["shop", "web-1-a", NONE, "web"]), Verdict::Lesser);
+        assert_eq!(judge([NONE; 4]), Verdict::Unnamed);
+        // A name where there should be none.
+        let row = row(
+            "client",
+            "10.0.0.3",
+            "203.0.113.10",
+            "80",
+            100 * SECOND,
+            [client, ["shop", NONE, NONE, NONE]],
+        );
+        assert_eq!(verdicts(&truth, &row)[1], Verdict::Wrong);
+    }
+
+    #[test]
+    fn a_reused_address_names_who_held_it_then() {
+        let mut truth = shop();
+        truth.see_pod(
+            &pod("client", "10.0.0.3", "1970-01-01T00:01:00Z", json!({})),
+            Some(200 * SECOND),
+        );
+        truth.see_pod(&pod("next", "10.0.0.3", "1970-01-01T00:05:00Z", json!({})), None);
+        let web = ["shop", "web-1-a", "web", "web"];
+        let judge = |time, pod| {
+            let row = row("", "10.0.0.3", "10.0.0.2", "80", time, [["shop", pod, NONE, pod], web]);
+            verdicts(&truth, &row)[0]
+        };
+        assert_eq!(judge(150 * SECOND, "client"), Verdict::Right);
+        assert_eq!(judge(150 * SECOND, "next"), Verdict::Wrong);
+        assert_eq!(judge(310 * SECOND, "next"), Verdict::Right);
+        assert_eq!(judge(310 * SECOND, "client"), Verdict::Wrong);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_container_even_in_the_nodes_network() {
+        let mut truth = shop();
+        let mut host = pod("hostd", "172.31.0.1", "1970-01-01T00:01:00Z", json!({}));
+        host.spec.as_mut().unwrap().host_network = Some(true);
+        truth.see_pod(&host, None);
+        let web = ["shop", "web-1-a", "web", "web"];
+        let named = row(
+            "hostd",
+            "172.31.0.1",
+            "10.0.0.2",
+            "80",
+            100 * SECOND,
+            [["shop", "hostd", NONE, "hostd"], web],
+        );
+        assert_eq!(verdicts(&truth, &named), [Verdict::Right; 2]);
+        let node = row(
+            "kubelet",
+            "172.31.0.1",
+            "10.0.0.2",
+            "80",
+            100 * SECOND,
+            [[NONE, NONE, NONE, "node1"], web],
+        );
+        assert_eq!(verdicts(&truth, &node), [Verdict::Right; 2]);
+        assert_eq!(truth.namespace_of(&named), Some("shop"));
+        assert_eq!(truth.namespace_of(&node), None);
+    }
 }

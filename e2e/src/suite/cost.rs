@@ -1,0 +1,148 @@
+//! What the product asks of the API server: nothing is written when nothing changed, and nothing is allowed that is not listed.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use serde_json::{Value, json};
+
+use super::world::{PRODUCT, World};
+
+const ROUNDS: u32 = 100;
+
+/// Runs it.
+///
+/// # Errors
+/// A reconciliation without a change wrote something.
+pub async fn run(world: &World) -> anyhow::Result<()> {
+    let settle = Duration::from_secs(5);
+    tokio::time::sleep(settle).await;
+    let before = versions(world).await?;
+    let start = audit(world)?.len();
+    for round in 0..ROUNDS {
+        let annotations = json!({ "e2e.ebpfcollector.io/round": round.to_string() });
+        world
+            .patch_object(&json!({ "metadata": { "annotations": annotations } }))
+            .await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(settle).await;
+    let after = versions(world).await?;
+    let changed: Vec<&String> = after
+        .iter()
+        .filter(|(key, version)| before.get(*key) != Some(version))
+        .map(|(key, _)| key)
+        .collect();
+    println!(
+        "    {ROUNDS} changes that mean nothing: {} of {} objects written",
+        changed.len(),
+        after.len()
+    );
+    if world.cluster.audit_log().is_some() {
+        let lines = audit(world)?;
+        let mut writes: BTreeMap<String, u32> = BTreeMap::new();
+        for line in lines.get(start..).unwrap_or_default() {
+            let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let user = text("/user/username");
+            if user.starts_with(&format!("system:serviceaccount:{PRODUCT}:")) && text("/objectRef/resource") != "leases"
+            {
+                let subresource = text("/objectRef/subresource");
+                *writes
+                    .entry(format!(
+                        "{} {} {} {subresource} by {user}",
+                        text("/verb"),
+                        text("/objectRef/resource"),
+                        text("/objectRef/name")
+                    ))
+                    .or_default() += 1;
+            }
+        }
+        println!(
+            "    writes by the product in the audit log, leases apart: {}",
+            writes.values().sum::<u32>()
+        );
+        for (what, times) in &writes {
+            println!("      {times} x {what}");
+        }
+        let status_apart: u32 = writes
+            .iter()
+            .filter(|(what, _)| !what.contains(" status "))
+            .map(|(_, times)| times)
+            .sum();
+        anyhow::ensure!(status_apart == 0, "{status_apart} writes though nothing changed");
+    }
+    anyhow::ensure!(changed.is_empty(), "written though nothing changed: {changed:?}");
+    Ok(())
+}
+
+/// Prints what each ServiceAccount of the product may do.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn rights(world: &World) -> anyhow::Result<()> {
+    let accounts = Api::<ServiceAccount>::namespaced(world.client.clone(), PRODUCT);
+    for account in accounts.list(&ListParams::default()).await?.items {
+        let name = account.name_any();
+        if name == "default" {
+            continue;
+        }
+        let who = format!("--as=system:serviceaccount:{PRODUCT}:{name}");
+        println!("    kubectl auth can-i --list {who} -n {PRODUCT}");
+        let list = world.kubectl(&["auth", "can-i", "--list", &who, "-n", PRODUCT])?;
+        for line in list.lines().filter(|line| !line.starts_with("  ")) {
+            println!("      {line}");
+        }
+        for forbidden in [["create", "pods"], ["get", "secrets"]] {
+            let [verb, resource] = forbidden;
+            if !name.ends_with("-agent") && !name.ends_with("-aggregator") {
+                continue;
+            }
+            // `can-i` answers no with an exit code.
+            let answer = world.kubectl(&["auth", "can-i", verb, resource, &who, "-n", PRODUCT]);
+            anyhow::ensure!(answer.is_err(), "{name} may {verb} {resource}");
+        }
+    }
+    Ok(())
+}
+
+/// Versions of everything that the operator makes.
+async fn versions(world: &World) -> anyhow::Result<BTreeMap<String, String>> {
+    let kinds = "daemonsets,statefulsets,services,secrets,serviceaccounts,networkpolicies,poddisruptionbudgets";
+    let label = "app.kubernetes.io/managed-by=ebpfcollector-operator";
+    let text = world.kubectl(&["get", kinds, "-n", PRODUCT, "-l", label, "-o", "json"])?;
+    let list: Value = serde_json::from_str(&text).context("understand kubectl's list")?;
+    let items = list
+        .get("items")
+        .and_then(Value::as_array)
+        .context("kubectl's list has no items")?;
+    // Of a workload its own spec counts: its status changes with its pods.
+    let entry = |item: &Value| {
+        let text = |path: &str| item.pointer(path).map(|value| value.to_string()).unwrap_or_default();
+        let workload =
+            ["\"DaemonSet\"", "\"StatefulSet\"", "\"PodDisruptionBudget\""].contains(&text("/kind").as_str());
+        let version = if workload {
+            text("/metadata/generation")
+        } else {
+            text("/metadata/resourceVersion")
+        };
+        (format!("{} {}", text("/kind"), text("/metadata/name")), version)
+    };
+    anyhow::ensure!(
+        items.len() >= 7,
+        "only {} objects carry the operator's label",
+        items.len()
+    );
+    Ok(items.iter().map(entry).collect())
+}
+
+fn audit(world: &World) -> anyhow::Result<Vec<Value>> {
+    let Some(path) = world.cluster.audit_log() else {
+        return Ok(Vec::new());
+    };
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
+}
