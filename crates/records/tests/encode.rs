@@ -127,7 +127,8 @@ fn json_of_a_udp_row() {
     );
     assert!(
         text.ends_with(
-            "\"bytes_read\":1500,\"bytes_written\":300,\"datagrams_read\":10,\"datagrams_written\":11,\"host\":\"h\"}\n"
+            "\"bytes_read\":1500,\"bytes_written\":300,\"datagrams_read\":10,\"datagrams_written\":11,\"host\":\"h\",\
+             \"team\":\"dns, core\",\"app_kubernetes_io/name\":\"coredns\"}\n"
         ),
         "{text}"
     );
