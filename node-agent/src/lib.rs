@@ -11,4 +11,5 @@ pub mod cli;
 pub mod doctor;
 pub mod ebpf;
 pub mod identity;
+pub mod protocols;
 pub mod uplink;
