@@ -117,10 +117,10 @@ pub struct Losses {
 impl Losses {
     /// Adds another session's losses.
     pub fn add(&mut self, other: Self) {
-        self.resyncs += other.resyncs;
-        self.unattributed_bytes += other.unattributed_bytes;
-        self.refused += other.refused;
-        self.malformed += other.malformed;
-        self.header_states += other.header_states;
+        self.resyncs = self.resyncs.saturating_add(other.resyncs);
+        self.unattributed_bytes = self.unattributed_bytes.saturating_add(other.unattributed_bytes);
+        self.refused = self.refused.saturating_add(other.refused);
+        self.malformed = self.malformed.saturating_add(other.malformed);
+        self.header_states = self.header_states.saturating_add(other.header_states);
     }
 }

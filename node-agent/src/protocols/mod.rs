@@ -1,7 +1,7 @@
 //! Application protocols, read from the outside: bytes of watched sockets in, exchanges out. Pure: no I/O, no clock.
 //!
 //! ```text
-//! pieces of a TCP stream ▶ [`classify()`] (first bytes) ▶ `HttpSession` ─ http1/ ┐
+//! pieces of a TCP stream ▶ [`classify()`] (first bytes) ▶ [`HttpSession`] ─ http1/ ┐
 //!                                                                        └ http2/ ┴▶ [`Exchange`]
 //! datagrams, or a TCP stream through `dns::TcpSplitter` ▶ `dns::Message` ▶ `dns::DnsSession` ▶ `dns::Lookup`
 //! ```
@@ -13,14 +13,18 @@
 //! captured bytes, and every loss is counted in [`Losses`]. In the steady state nothing is allocated: exchanges borrow from
 //! their session.
 //!
-//! Entry: `HttpSession::push` and `dns::DnsSession::message`.
+//! Entry: [`HttpSession::push`] and `dns::DnsSession::message`.
 
 pub mod classify;
 mod exchange;
+mod http1;
 mod http2;
+mod record;
+mod session;
 
 pub use classify::{Verdict, classify};
 pub use exchange::{Exchange, Flags, Grpc, Losses, Transfer, Version};
+pub use session::HttpSession;
 
 /// Which way bytes flow, by role: the same on both hosts of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
