@@ -22,6 +22,7 @@ use crate::{
 
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
 #[btf_tracepoint(function = "inet_sock_set_state")]
+#[inline(always)]
 pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     state_changed(&ctx, true);
     0
@@ -31,6 +32,7 @@ pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
 /// misses a softirq's state change that interrupts it in a process. `tcp_state` leaves a mark of what it did last on the
 /// CPU; and every step below is idempotent: what `tcp_state` did has no effect here, what it missed is done here.
 #[btf_tracepoint(function = "inet_sock_set_state")]
+#[inline(always)]
 pub(crate) fn tcp_state_nested(ctx: BtfTracePointContext) -> i32 {
     state_changed(&ctx, false);
     0
