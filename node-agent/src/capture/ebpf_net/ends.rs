@@ -37,6 +37,8 @@ pub(super) struct Ends {
     names: Option<Names>,
     /// Whose a cgroup, process and namespace are; `None` for what belongs to another node that shares this kernel.
     seen: HashMap<(u64, u32, u32), Option<LocalEnd>, RandomState>,
+    /// Other nodes share this kernel.
+    shared: bool,
     /// Pods that are switched off.
     off: Arc<Pods>,
     /// What is in no pod is switched off.
@@ -66,6 +68,11 @@ impl Ends {
             names,
             ..Self::default()
         }
+    }
+
+    /// Other nodes share this kernel: an end without a process, in a network namespace of nobody here, is theirs.
+    pub(super) fn share_kernel(&mut self) {
+        self.shared = true;
     }
 
     /// From now on these pods, and with `host_off` what is in no pod, are left out.
@@ -100,6 +107,9 @@ impl Ends {
         }
         *self.seen.entry((cgroup, pid, tuple.netns)).or_insert_with(|| {
             let end = names.local_end(cgroup, pid, tuple.netns);
+            if self.shared && pid == 0 && end == LocalEnd::Unknown {
+                return None;
+            }
             if let LocalEnd::Pod(uid) = end {
                 if names.is_local(uid) == Some(false) {
                     return None;

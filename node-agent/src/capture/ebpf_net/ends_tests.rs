@@ -240,6 +240,11 @@ async fn rows_get_the_names_of_both_ends() {
         other_node,
     } = rows.take_left_out();
     assert_eq!((rows.len(), switched_off, other_node), (0, 0, 1));
+    // Where others share the kernel, an end that nobody here has is theirs.
+    rows.ends().share_kernel();
+    rows.ends().forget();
+    rows.add(&origin(0, 99, ("172.16.0.1", 1), ("172.16.0.2", 2)), &part(1));
+    assert_eq!((rows.len(), rows.take_left_out().other_node), (0, 1));
     // Switched off: a pod, then what is in no pod.
     let LocalEnd::Pod(first) = names.local_end(ids[0], 0, 0) else {
         panic!("pod 1 is not known by its cgroup");

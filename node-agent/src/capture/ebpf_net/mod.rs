@@ -232,6 +232,9 @@ impl NetCapture {
             policy,
             config,
         };
+        if shared {
+            this.rows.ends().share_kernel();
+        }
         this.leave_out();
         Ok(this)
     }

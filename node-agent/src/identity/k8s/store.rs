@@ -317,8 +317,11 @@ impl Store {
         let ips = [first, ips.next().and_then(address)];
         let list = self.lists.get(Kind::Pod);
         self.labels.set_pod(uid, &pod.metadata);
+        let own = pod.spec.node_name.as_deref() == Some(&*self.node);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
+            // A pod is made before it is given a node.
+            entry.own = own;
             if entry.to != OPEN {
                 if ended {
                     return;
@@ -361,7 +364,7 @@ impl Store {
                 from,
                 to: OPEN,
                 list,
-                own: pod.spec.node_name.as_deref() == Some(&*self.node),
+                own,
                 ports,
             };
             self.pods.insert(entry);

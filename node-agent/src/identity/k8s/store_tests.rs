@@ -67,6 +67,19 @@ fn owners_of_every_kind() {
 }
 
 #[test]
+fn a_pod_is_of_the_node_that_it_is_given_later() {
+    let mut store = Store::new("one");
+    let mut made = pod(1, "p", "", None);
+    let own = |store: &Store| store.placement(Uid::parse(&uid(1)).unwrap()).map(|(_, own)| own);
+    let node = made.spec.node_name.take();
+    store.apply_pod(&made, 110 * S);
+    assert_eq!(own(&store), Some(false));
+    made.spec.node_name = node;
+    store.apply_pod(&made, 111 * S);
+    assert_eq!(own(&store), Some(true));
+}
+
+#[test]
 fn a_reused_address_names_who_held_it_then() {
     let mut store = Store::new("one");
     let old = pod(1, "old", "10.0.0.1", None);

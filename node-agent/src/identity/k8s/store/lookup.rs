@@ -192,7 +192,7 @@ impl Store {
             .flat_map(|slice| &slice.ips)
             .filter_map(|ip| self.by_ip.of(*ip).last())
             .filter_map(|uid| self.pods.get(*uid))
-            .filter(|pod| pod.ports.is_none() && pod.owner.is_some());
+            .filter(|pod| pod.ports.is_none());
         let Some(first) = pods.next() else {
             return Answer::always(Arc::clone(endpoint));
         };
