@@ -396,7 +396,21 @@ impl Truth {
             return vec![self.names_of_service(service)];
         }
         let Some(node) = self.nodes.get(&ip) else {
-            return vec![Names::none()];
+            // An endpoint that is no pod, as of a service without a selector.
+            let slices = self.slices.values();
+            let of = slices
+                .filter(|(_, _, ips)| ips.contains(&ip))
+                .map(|(namespace, service, _)| Names {
+                    namespace: namespace.clone(),
+                    service: service.clone(),
+                    ..Names::none()
+                });
+            let services: Vec<Names> = of.collect();
+            return if services.is_empty() {
+                vec![Names::none()]
+            } else {
+                services
+            };
         };
         let port = row
             .tag("dst_port")
