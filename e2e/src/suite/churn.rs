@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::Value;
 
 use super::{
-    api,
+    api, names,
     truth::now,
     workloads,
     world::{ALPHA, DELIVERY, INTERVAL, World},
@@ -24,6 +24,8 @@ const AT_ONCE: usize = 25;
 /// # Errors
 /// A name is wrong, or more than 1 % are missing.
 pub async fn run(world: &mut World) -> anyhow::Result<()> {
+    api::apply(&world.client, &names::servers()).await?;
+    api::wait_ready(&world.client, ALPHA, Duration::from_secs(90)).await?;
     let service = Api::<Service>::namespaced(world.client.clone(), ALPHA)
         .get("web")
         .await?;

@@ -94,12 +94,13 @@ async fn replace(world: &mut World, number: usize, component: &str, sum: Sum) ->
         pods.delete(&name, &DeleteParams::default())
             .await
             .with_context(|| format!("delete {name}"))?;
-        watch_status(world, component, &name).await?;
+        watch_status(world, component, pod.uid().as_deref().unwrap_or_default()).await?;
     }
     sums(world, &clients, sum).await
 }
 
-/// Prints what the status says until the part is back, and then until all is ready.
+/// Prints what the status says until the part is back, and then until all is ready. `old` is the uid of the pod that went:
+/// that of a stateful set comes back under its name.
 async fn watch_status(world: &World, component: &str, old: &str) -> anyhow::Result<()> {
     let (start, mut last, mut not_ready) = (Instant::now(), String::new(), false);
     loop {
@@ -117,7 +118,7 @@ async fn watch_status(world: &World, component: &str, old: &str) -> anyhow::Resu
                 .filter(|it| it.type_ == "Ready")
                 .any(|it| it.status == "True")
         };
-        let back = !pods.is_empty() && pods.iter().all(|pod| ready(pod) && pod.name_any() != old);
+        let back = !pods.is_empty() && pods.iter().all(|pod| ready(pod) && pod.uid().as_deref() != Some(old));
         if back && status == "True" && start.elapsed() > Duration::from_secs(3) {
             break;
         }

@@ -121,7 +121,8 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn servers() -> Vec<Value> {
+/// Servers in both nodes: behind a service with a node port, and in the nodes' own network.
+pub fn servers() -> Vec<Value> {
     let server = |name: &str, port: u16| {
         workloads::traffic(
             name,
