@@ -3,7 +3,7 @@
 //! ```text
 //! pieces of a TCP stream ▶ [`classify()`] (first bytes) ▶ [`HttpSession`] ─ http1/ ┐
 //!                                                                        └ http2/ ┴▶ [`Exchange`]
-//! datagrams, or a TCP stream through `dns::TcpSplitter` ▶ `dns::Message` ▶ `dns::DnsSession` ▶ `dns::Lookup`
+//! datagrams, or a TCP stream through [`dns::TcpSplitter`] ▶ [`dns::Message`] ▶ [`dns::DnsSession`] ▶ [`dns::Lookup`]
 //! ```
 //! One session per connection. What a session is given is a [`Piece`]: the captured beginning of a transfer together with
 //! its true length, so that bodies are counted without being seen. Where bytes are missing that were needed, a session
@@ -13,9 +13,10 @@
 //! captured bytes, and every loss is counted in [`Losses`]. In the steady state nothing is allocated: exchanges borrow from
 //! their session.
 //!
-//! Entry: [`HttpSession::push`] and `dns::DnsSession::message`.
+//! Entry: [`HttpSession::push`] and [`dns::DnsSession::message`].
 
 pub mod classify;
+pub mod dns;
 mod exchange;
 mod http1;
 mod http2;

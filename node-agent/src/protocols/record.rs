@@ -97,6 +97,15 @@ impl Record {
         }
     }
 
+    /// Takes the host for the path: what a CONNECT without path is about.
+    pub(crate) fn set_path_to_host(&mut self, options: &HttpOptions) {
+        let host = std::mem::take(&mut self.host);
+        if !host.is_empty() {
+            self.set_path(host.as_bytes(), true, options);
+        }
+        self.host = host;
+    }
+
     /// Bytes of names held.
     pub(crate) fn names(&self) -> usize {
         self.path.len() + self.host.len()

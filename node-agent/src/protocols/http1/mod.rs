@@ -30,7 +30,6 @@ pub(super) struct Session {
 
 /// What became of a piece.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for HTTP/2, which is to take over")]
 pub(super) enum Outcome {
     More,
     /// The connection does not begin as HTTP/1 does.
@@ -41,7 +40,6 @@ pub(super) enum Outcome {
 
 /// What follows HTTP/1 on a connection.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for HTTP/2, which is to take over")]
 pub(super) enum Next {
     /// HTTP/2, of whose preface the first line has been read.
     Preface,

@@ -27,6 +27,8 @@ pub(super) struct Pairing {
     sending: Sending,
     /// Requests behind the queue that found no room in it.
     refused: u64,
+    /// The headers of the one of them that is being received.
+    refused_fields: Fields,
     reply: Option<Reply>,
     /// More than one request was seen waiting.
     pipelined: bool,
@@ -102,11 +104,12 @@ impl Pairing {
             names: 0,
             sending: Sending::Nothing,
             refused: 0,
+            refused_fields: Fields::default(),
             reply: None,
             pipelined: false,
             joined,
             missed: false,
-            replies_missed: false,
+            replies_missed: joined,
             losses: Losses::default(),
             switch: None,
         }
@@ -200,6 +203,7 @@ impl Pairing {
             // What comes next is a pair again.
             self.joined = false;
             self.missed = false;
+            self.pipelined = false;
         }
         if self.queue.is_empty() && self.queue.capacity() > 64 {
             self.queue = VecDeque::new();
@@ -240,6 +244,10 @@ impl Role for Requests<'_, '_, '_> {
         false
     }
 
+    fn is_doubtful(&self) -> bool {
+        false
+    }
+
     fn start(&mut self, ts_ns: u64) {
         let pairing = &mut *self.pairing;
         let lost_reply = pairing
@@ -257,6 +265,7 @@ impl Role for Requests<'_, '_, '_> {
         if full || pairing.refused > 0 {
             pairing.refused += 1;
             pairing.losses.refused += 1;
+            pairing.refused_fields = Fields::default();
             pairing.sending = Sending::Refused;
             return;
         }
@@ -291,7 +300,6 @@ impl Role for Requests<'_, '_, '_> {
     }
 
     fn header(&mut self, line: &[u8]) -> Result<(), Malformed> {
-        let mut fields = Fields::default();
         match self.last() {
             Some(last) => {
                 if let Some(host) = last.fields.line(line)?
@@ -301,7 +309,7 @@ impl Role for Requests<'_, '_, '_> {
                 }
             }
             None => {
-                fields.line(line)?;
+                self.pairing.refused_fields.line(line)?;
             }
         }
         Ok(())
@@ -309,7 +317,7 @@ impl Role for Requests<'_, '_, '_> {
 
     fn head_done(&mut self) -> Result<Body, Malformed> {
         let Some(last) = self.last() else {
-            return Ok(Body::Fixed(0));
+            return Ok(self.pairing.refused_fields.request_body());
         };
         last.names = last.record.names();
         let (names, body) = (last.names, last.fields.request_body());
@@ -371,7 +379,12 @@ impl Role for Replies<'_, '_, '_> {
     }
 
     fn may_end(&self) -> bool {
-        self.pairing.queue.len() > 1
+        self.is_doubtful() || self.pairing.queue.len() > 1
+    }
+
+    /// The answer to a request that was not seen: if that was a HEAD, there is no body, whatever the headers say.
+    fn is_doubtful(&self) -> bool {
+        self.pairing.reply.as_ref().is_some_and(|reply| !reply.known)
     }
 
     fn start(&mut self, ts_ns: u64) {
@@ -388,10 +401,15 @@ impl Role for Replies<'_, '_, '_> {
             // The server goes on, so it is done with the one before.
             pairing.tell(Some(reply), self.sink, |_| ());
         }
-        if std::mem::take(&mut pairing.replies_missed) && !pairing.pipelined {
-            // Of one request at a time all but the last have their responses.
-            while pairing.queue.len() > 1 {
-                pairing.tell(None, self.sink, |record| record.flags.bytes_missing = true);
+        if std::mem::take(&mut pairing.replies_missed) && pairing.queue.len() > 1 {
+            if pairing.pipelined {
+                // Which of them this one answers is a guess.
+                pairing.missed = true;
+            } else {
+                // Of one request at a time all but the last have their responses.
+                while pairing.queue.len() > 1 {
+                    pairing.tell(None, self.sink, |record| record.flags.bytes_missing = true);
+                }
             }
         }
         pairing.reply = Some(Reply {

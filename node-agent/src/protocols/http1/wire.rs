@@ -36,6 +36,8 @@ pub(super) trait Role {
     fn begins(&self, bytes: &[u8]) -> bool;
     /// True if the message under way, which has no end of its own, ends where another begins.
     fn may_end(&self) -> bool;
+    /// True if the length of the message under way may not be what its head says.
+    fn is_doubtful(&self) -> bool;
     /// The first byte of a message.
     fn start(&mut self, ts_ns: u64);
     /// The start line; `whole` is false if its end was not captured.
@@ -148,6 +150,11 @@ impl Wire {
             }
             Place::UntilClose if role.may_end() && role.begins(bytes) => {
                 role.done();
+                self.place = Place::Between;
+            }
+            Place::Fixed(_) | Place::ChunkSize if role.is_doubtful() && role.begins(bytes) => {
+                role.done();
+                self.lines.forget();
                 self.place = Place::Between;
             }
             // Servers write whole chunks.

@@ -177,3 +177,26 @@ fn a_giant_head_is_not_kept() {
         [format!("GET /a h 200 1.1 1..3/{} 4..4/38", 8_192_000 + 25 + 13)]
     );
 }
+
+#[test]
+fn the_answer_to_an_unseen_head_does_not_take_the_next_one_for_its_body() {
+    for length in ["", "Content-Length: 1000\r\n"] {
+        let mut run = Run::new(Start::Fresh);
+        run.piece(1, Way::ToServer, b"", 19);
+        run.down(2, format!("HTTP/1.1 200 OK\r\n{length}\r\n"));
+        run.up(3, "GET /a HTTP/1.1\r\n\r\n");
+        run.down(4, "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n");
+        run.up(5, "GET /b HTTP/1.1\r\n\r\n");
+        run.down(6, "HTTP/1.1 204 No\r\n\r\n");
+        let bytes = 19 + length.len();
+        assert_eq!(
+            run.told(),
+            [
+                format!("- - - 200 1.1 - 2..2/{bytes} M"),
+                // Not told before it was known to have ended.
+                "GET /a - 404 1.1 3..3/19 4..4/38 M".to_owned(),
+                "GET /b - 204 1.1 5..5/19 6..6/19".to_owned(),
+            ]
+        );
+    }
+}
