@@ -84,7 +84,7 @@ tier_vm() {
     local kernel status=0
     for kernel in "${KERNELS[@]}"; do
         check "doctor on $kernel" vm_doctor "$kernel" || status=1
-        check "exactness on $kernel" cargo xtask vm --kernel "$kernel" --timeout 900 --mem 2048 \
+        check "exactness on $kernel" vm "$kernel" --timeout 900 --mem 2048 \
             --tool dist/node-agent --tool dist/test/traffic -- dist/test/exactness --agent /bin/node-agent || status=1
     done
     # One processor: emulation with several can trip over code that the kernel patches while it runs.
@@ -93,11 +93,25 @@ tier_vm() {
     return $status
 }
 
+# vm KERNEL ARGUMENTS...: `cargo xtask vm`. Emulation with several processors can run into the breakpoint that a kernel puts
+# where it patches its own code (attaching to a tracepoint does), which no real machine does: then, and only then, once more.
+vm() {
+    local kernel=$1 status=0 log=target/vm/$1.log
+    shift
+    cargo xtask vm --kernel "$kernel" "$@" || status=$?
+    if ((status != 0)) && grep -aq 'Oops: int3' "$log"; then
+        echo "$kernel: the emulated kernel fell over a breakpoint of its own; once more"
+        status=0
+        cargo xtask vm --kernel "$kernel" "$@" || status=$?
+    fi
+    return $status
+}
+
 # The agent sees every feature of this build on the kernel, and its programs are far from the verifier's limit; `doctor`
 # ends with 2 if any feature is off.
 vm_doctor() {
     local status=0 feature
-    cargo xtask vm --kernel "$1" -- dist/node-agent doctor || status=$?
+    vm "$1" -- dist/node-agent doctor || status=$?
     ((status == 0 || status == 2)) || return 1
     for feature in "${VM_FEATURES[@]}"; do
         grep -Eq "^$feature +(on|degraded) " "target/vm/$1.log" || { echo "$feature is off on $1" && status=1; }
