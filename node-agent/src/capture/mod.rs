@@ -1,3 +1,4 @@
 //! One room per plugin: from the kernel's maps and events to records.
 
+pub mod conntrack;
 pub mod ebpf_net;

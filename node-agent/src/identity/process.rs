@@ -1,6 +1,9 @@
 //! Processes as `/proc` shows them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use records::Str;
 
@@ -24,7 +27,7 @@ impl Proc {
     }
 
     /// All process (thread group) ids.
-    pub fn pids(&self) -> impl Iterator<Item = u32> {
+    pub fn pids(&self) -> impl Iterator<Item = u32> + use<> {
         std::fs::read_dir(&self.root)
             .into_iter()
             .flatten()
@@ -41,6 +44,17 @@ impl Proc {
     #[must_use]
     pub fn path_of(&self, file: &str) -> PathBuf {
         self.root.join(file)
+    }
+
+    /// Inode number of the node's network namespace: that of its first process or, where this may not be looked at, the
+    /// agent's own, which runs in it.
+    #[must_use]
+    pub fn node_netns(&self) -> Option<u64> {
+        let metadata = std::fs::metadata(self.path(1, "ns/net")).or_else(|error| {
+            tracing::debug!(%error, "Cannot look at the network namespace of process 1");
+            std::fs::metadata("/proc/self/ns/net")
+        });
+        metadata.ok().map(|it| it.ino())
     }
 
     /// Name of a process as the kernel keeps it; `None` if it is gone.

@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -90,7 +89,7 @@ impl State {
             cgroups: RwLock::default(),
             hierarchy,
             root,
-            host_netns: node_netns(&proc),
+            host_netns: proc.node_netns(),
             proc,
             namespaces: watch::Sender::new(Namespaces::default()),
             progress: std::array::from_fn(|_| Progress::default()),
@@ -104,16 +103,6 @@ impl State {
     pub(super) fn changed(&self) {
         self.changes.send_modify(|version| *version = version.wrapping_add(1));
     }
-}
-
-/// Inode number of the node's network namespace: that of its first process or, where this may not be looked at, the
-/// agent's own, which runs in it.
-fn node_netns(proc: &Proc) -> Option<u64> {
-    let metadata = fs::metadata(proc.path(1, "ns/net")).or_else(|error| {
-        tracing::debug!(%error, "Cannot look at the network namespace of process 1");
-        fs::metadata("/proc/self/ns/net")
-    });
-    metadata.ok().map(|it| it.ino())
 }
 
 /// Names of the ends of flows. Clones share what is known.
