@@ -12,7 +12,7 @@ set -euo pipefail
 
 IMAGE=${1:-ebpf-collector:dev}
 # Name and number of each capability of the agent.
-declare -A NUMBERS=([DAC_READ_SEARCH]=2 [NET_ADMIN]=12 [SYS_PTRACE]=19 [SYS_RESOURCE]=24 [PERFMON]=38 [BPF]=39)
+declare -A NUMBERS=([DAC_READ_SEARCH]=2 [NET_BROADCAST]=11 [NET_ADMIN]=12 [SYS_PTRACE]=19 [SYS_RESOURCE]=24 [PERFMON]=38 [BPF]=39)
 CAPABILITIES=()
 
 DOCKER=(docker)
@@ -55,7 +55,7 @@ main() {
 choose_capabilities() {
     local bounding name
     bounding=$((16#$(sed -n 's/^CapBnd:[[:space:]]*//p' /proc/self/status)))
-    for name in BPF PERFMON NET_ADMIN SYS_PTRACE DAC_READ_SEARCH SYS_RESOURCE; do
+    for name in BPF PERFMON NET_ADMIN SYS_PTRACE DAC_READ_SEARCH NET_BROADCAST SYS_RESOURCE; do
         if ((bounding >> NUMBERS[$name] & 1)); then
             CAPABILITIES+=("$name")
         else

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::options::capture_config;
+pub(crate) use self::options::{capture_config, conntrack_config};
 use self::{
     captures::Captures,
     live::Live,

@@ -6,10 +6,14 @@ use std::fmt::Write as _;
 
 use api::AgentConfig;
 use telemetry::Telemetry;
+use tokio::sync::watch;
 
 use crate::{
-    agent::{capture_config, one_line},
-    capture::ebpf_net::{Instruments, NetCapture},
+    agent::{capture_config, conntrack_config, one_line},
+    capture::{
+        conntrack::{Conntrack, ConntrackMetrics},
+        ebpf_net::{Instruments, NetCapture},
+    },
     ebpf::{
         capability::{Capabilities, Feature, State},
         privileges::{self, WANTED},
@@ -50,11 +54,20 @@ struct ProgramLine {
 /// If the report cannot be written as JSON.
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
-    let (capabilities, programs, error) =
-        match NetCapture::start(capture_config(config, refuse), &Instruments::new(&telemetry), None) {
-            Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
-            Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
-        };
+    let (_, no_nat) = watch::channel(None);
+    let (mut capabilities, programs, error) = match NetCapture::start(
+        capture_config(config, refuse),
+        &Instruments::new(&telemetry),
+        None,
+        no_nat,
+    ) {
+        Ok(capture) => (capture.capabilities().clone(), capture.programs(), None),
+        Err(error) => (Capabilities::default(), Vec::new(), Some(one_line(&error))),
+    };
+    if let Some(settings) = conntrack_config(config) {
+        let found = Conntrack::probe(&settings, ConntrackMetrics::default());
+        capabilities.features.extend(found.features);
+    }
     let held = privileges::effective().unwrap_or(0);
     let report = Report {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")

@@ -233,7 +233,7 @@ pub struct PprofConfig {
 }
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
-const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet];
+const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfConntrack];
 const BUILT_L7: &[L7Flow] = &[];
 /// Parts that come with a plugin, without an option of their own.
 const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")];

@@ -123,7 +123,7 @@ fn all_forms_of_flags_and_environment() {
     assert_eq!(config.plugins.len(), 3);
     assert_eq!(
         config.plugins_not_built(),
-        ["ebpf-bash", "ebpf-conntrack", "ebpf-net/httpflow", "ebpf-net/dnsflow"]
+        ["ebpf-bash", "ebpf-net/httpflow", "ebpf-net/dnsflow"]
     );
     let config = env(&[
         ("ENV_INPUT_EBPF_TAGS", "zone=a,rack=7"),

@@ -498,6 +498,10 @@ pub struct NetConfig {
     /// Address of the agent's pid namespace, if processes outside of it belong to other nodes that share this kernel; 0
     /// if all processes are the agent's to report.
     pub pidns: u64,
+    /// 1: the local port of connections that were opened here is not folded; user space asks where it leads first.
+    pub keep_local_port: u32,
+    /// Zero.
+    pub _pad: u32,
 }
 
 /// Byte offsets of kernel members, resolved from the running kernel's BTF before load. [`ABSENT`] where missing.
@@ -627,7 +631,7 @@ const _: () = {
     assert!(size_of::<UdpSpillEvent>() == 136);
     assert!(size_of::<SockOwner>() == 32);
     assert!(size_of::<UdpLast>() == 80);
-    assert!(size_of::<NetConfig>() == 64);
+    assert!(size_of::<NetConfig>() == 72);
     assert!(size_of::<NetOffsets>() == 52 * 4);
 };
 

@@ -1,5 +1,6 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
-//! stopped. Rows that there is no room for when one ends are taken over by the next.
+//! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
+//! it: a running capture asks it while it is there.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -16,9 +17,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Cluster, explain, identity, one_line, options::capture_config};
+use super::{
+    Cluster, explain, identity, one_line,
+    options::{capture_config, conntrack_config},
+};
 use crate::{
-    capture::ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+    capture::{
+        conntrack::{self, Conntrack, ConntrackMetrics, Nat},
+        ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+    },
     doctor::NOT_IN_THIS_BUILD,
     ebpf::capability::{Capabilities, State},
     uplink::UplinkHandle,
@@ -39,6 +46,12 @@ pub(super) struct Captures {
     running: Option<Running>,
     /// Of the capture before.
     rows: Option<Rows>,
+    /// What the running capture can see.
+    seen: Capabilities,
+    conntrack: Option<(Conntrack, watch::Receiver<Capabilities>)>,
+    conntrack_metrics: ConntrackMetrics,
+    /// For captures, while the plugin is on.
+    nat: watch::Sender<Option<Nat>>,
 }
 
 struct Running {
@@ -82,6 +95,10 @@ impl Captures {
             config: cluster.map_or_else(|| watch::channel(config).1, |cluster| cluster.config),
             running: None,
             rows: None,
+            seen: Capabilities::default(),
+            conntrack: None,
+            conntrack_metrics: ConntrackMetrics::new(telemetry),
+            nat: watch::Sender::new(None),
         };
         captures.adapt().await?;
         Ok(captures)
@@ -106,6 +123,10 @@ impl Captures {
                     (self.running, self.rows) = (None, Some(rows));
                     continue;
                 }
+                () = told(&mut self.conntrack) => {
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -121,6 +142,7 @@ impl Captures {
     /// Makes what runs what is wanted.
     async fn adapt(&mut self) -> anyhow::Result<()> {
         let config = Arc::clone(&self.config.borrow_and_update());
+        self.track(&config)?;
         let wanted = config
             .plugins
             .contains(&Plugin::EbpfNet)
@@ -145,8 +167,30 @@ impl Captures {
                 }
                 tracing::info!("Plugin ebpf-net is off");
                 self.telemetry.health.component("ebpf-net").set_ok();
-                self.report(&Capabilities::default());
+                self.seen = Capabilities::default();
             }
+        }
+        self.report();
+        Ok(())
+    }
+
+    /// Starts or ends `ebpf-conntrack`.
+    fn track(&mut self, config: &AgentConfig) -> anyhow::Result<()> {
+        match (conntrack_config(config), &self.conntrack) {
+            (Some(settings), None) => {
+                let conntrack = Conntrack::start(&settings, self.conntrack_metrics.clone())?;
+                tracing::info!("Plugin ebpf-conntrack is on");
+                self.nat.send_replace(Some(conntrack.nat()));
+                let told = conntrack.capabilities();
+                self.conntrack = Some((conntrack, told));
+            }
+            (None, Some(_)) => {
+                tracing::info!("Plugin ebpf-conntrack is off");
+                self.nat.send_replace(None);
+                self.conntrack = None;
+                self.telemetry.health.component(conntrack::CONNTRACK).set_ok();
+            }
+            (Some(_), Some(_)) | (None, None) => {}
         }
         Ok(())
     }
@@ -161,8 +205,9 @@ impl Captures {
 
     async fn begin(&mut self, settings: NetCaptureConfig) -> anyhow::Result<()> {
         let (instruments, with, cluster) = (self.instruments.clone(), settings.clone(), self.cluster.clone());
+        let nat = self.nat.subscribe();
         // Loading takes a while and blocks.
-        let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(with, &instruments, cluster))
+        let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(with, &instruments, cluster, nat))
             .await?
             .map_err(explain)?;
         for feature in &capture.capabilities().features {
@@ -172,7 +217,7 @@ impl Captures {
                 tracing::warn!(feature = feature.name, state = %feature.state, reason = feature.reason, "Feature is limited");
             }
         }
-        self.report(capture.capabilities());
+        self.seen = capture.capabilities().clone();
         if let Some(rows) = self.rows.take() {
             capture.take_over(rows);
         }
@@ -211,9 +256,29 @@ impl Captures {
     }
 
     /// Tells the aggregator what this node can see.
-    fn report(&self, capabilities: &Capabilities) {
+    fn report(&self) {
         let unbuilt = self.config.borrow().plugins_not_built();
-        let features = features(capabilities, unbuilt);
+        let mut seen = self.seen.clone();
+        if let Some((_, told)) = &self.conntrack {
+            let told = told.borrow().clone();
+            let health = self.telemetry.health.component(conntrack::CONNTRACK);
+            let limits: Vec<&str> = told
+                .features
+                .iter()
+                .map(|feature| feature.reason.as_str())
+                .filter(|reason| !reason.is_empty())
+                .collect();
+            if limits.is_empty() {
+                health.set_ok();
+            } else {
+                health.set_degraded(limits.join("; "));
+            }
+            seen.features.extend(told.features);
+        } else if self.config.borrow().plugins.contains(&Plugin::EbpfConntrack) {
+            seen.off(conntrack::CONNTRACK, "it adds to what ebpf-net reports, which is off");
+        }
+        self.instruments.features(&seen);
+        let features = features(&seen, unbuilt);
         self.uplink.report(|report| report.features = features);
     }
 }
@@ -229,6 +294,16 @@ impl Running {
         };
         same == self.settings && matches!(*self.orders.borrow(), Orders::Collect { .. })
     }
+}
+
+/// Comes when the plugin tells something new.
+async fn told(conntrack: &mut Option<(Conntrack, watch::Receiver<Capabilities>)>) {
+    if let Some((_, told)) = conntrack
+        && told.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// The rows of a capture that ended; `None` if it left none.

@@ -1,11 +1,11 @@
 //! From the options to the settings of the agent's parts. No I/O.
 
 use anyhow::bail;
-use api::AgentConfig;
+use api::{AgentConfig, Plugin};
 use records::Globals;
 
 use crate::{
-    capture::ebpf_net::NetCaptureConfig,
+    capture::{conntrack::ConntrackConfig, ebpf_net::NetCaptureConfig},
     ebpf::{net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
 };
@@ -31,6 +31,14 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             refuse,
         },
     }
+}
+
+/// The settings of `ebpf-conntrack`; `None` if it is off, or has nothing to add to.
+pub(crate) fn conntrack_config(config: &AgentConfig) -> Option<ConntrackConfig> {
+    let on = |plugin| config.plugins.contains(&plugin);
+    (on(Plugin::EbpfNet) && on(Plugin::EbpfConntrack)).then(|| ConntrackConfig {
+        proc: config.identity.proc_dir(),
+    })
 }
 
 /// The way to the aggregator.

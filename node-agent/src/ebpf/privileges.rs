@@ -40,6 +40,12 @@ pub const WANTED: &[Privilege] = &[
         reason: "read /proc/PID/fd of other users' processes; without it, as for CAP_SYS_PTRACE",
     },
     Privilege {
+        name: "CAP_NET_BROADCAST",
+        bit: 11,
+        reason: "hear of connections in other network namespaces than the agent's; used by ebpf-conntrack only, which without \
+                 it knows the node's own",
+    },
+    Privilege {
         name: "CAP_SYS_RESOURCE",
         bit: 24,
         reason: "raise the locked-memory limit; needed by kernels before 5.11 only",
@@ -52,6 +58,12 @@ pub fn effective() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// True if this process holds one of [`WANTED`].
+#[must_use]
+pub fn holds(name: &str) -> bool {
+    !missing().iter().any(|privilege| privilege.name == name)
 }
 
 /// Names of the wanted capabilities this process does not hold.

@@ -416,3 +416,44 @@ fn a_running_agent_takes_over_what_changes_at_a_real_api_server() {
     let api = Api::real(&spec("a", "1s", &json!({})));
     takes_over_changes(&far, api, directory.path());
 }
+
+#[test]
+#[ignore = "native: needs root"]
+fn connection_tracking_comes_and_goes_while_the_capture_runs() {
+    let directory = directory();
+    let far = Far::start();
+    let api = Api::fake(&far.runtime, &spec("a", "1s", &json!({})));
+    let aggregator = format!("--aggregator=http://{}", far.address);
+    let agent = Agent::follow(directory.path(), &api.kubeconfig(directory.path()), &[&aggregator]);
+    agent.wait_until("it is ready", |agent| {
+        agent.page("/readyz").is_some_and(|(status, _)| status == 200)
+    });
+    let follows = |agent: &Agent| {
+        let features = agent.features();
+        features
+            .iter()
+            .any(|(it, state)| it.name == "ebpf-conntrack" && *state == 2)
+    };
+    let threads = |agent: &Agent| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+        tasks
+            .filter(|task| {
+                let comm = fs::read_to_string(task.as_ref().unwrap().path().join("comm"));
+                comm.is_ok_and(|comm| comm.trim() == "ebpf-conntrack")
+            })
+            .count()
+    };
+    assert!(!follows(&agent) && threads(&agent) == 0);
+    let on = json!({ "plugins": {
+        "ebpf-net": { "enabled": true, "loopback": true, "l7": [] }, "ebpf-conntrack": { "enabled": true },
+    } });
+    for generation in [2, 4] {
+        api.change(generation, &spec("a", "1s", &on));
+        soon(&agent, "it is on", || follows(&agent) && threads(&agent) == 1);
+        api.change(generation + 1, &spec("a", "1s", &json!({})));
+        soon(&agent, "it is off", || !follows(&agent) && threads(&agent) == 0);
+    }
+    let log = agent.log();
+    assert_eq!(log.matches("Adopted sockets").count(), 1, "the capture went on: {log}");
+    assert_eq!(agent.page("/readyz").unwrap().0, 200);
+}

@@ -13,11 +13,13 @@
     unreachable_pub
 )]
 
+mod conntrack;
 mod dataway;
 mod degrade;
 mod lifecycle;
 mod live;
 mod load;
+mod nat_net;
 mod options;
 mod privileges;
 mod process;

@@ -63,7 +63,9 @@ fn each_missing_capability_is_named_and_costs_what_is_documented() {
     let all = smallest().fold(0, |set, (_, bit)| set | bit);
     for (name, bit) in smallest() {
         let directory = directory();
-        let mut agent = Agent::spawn(Rights::Nobody(all & !bit), directory.path(), &["--output-stdout=json"]);
+        let plugins = "--enabled-plugins=ebpf-net,ebpf-conntrack";
+        let args = [plugins, "--output-stdout=json"];
+        let mut agent = Agent::spawn(Rights::Nobody(all & !bit), directory.path(), &args);
         let deadline = std::time::Instant::now() + PATIENCE;
         let up = |agent: &Agent| agent.log().contains("Agent is up");
         while agent.is_running() && !up(&agent) {
@@ -90,6 +92,18 @@ fn each_missing_capability_is_named_and_costs_what_is_documented() {
                     agent.features().into_iter().map(|(f, _)| (f.name, f.state)).collect();
                 let state = |name: &str| states.iter().find(|(n, _)| n == name).map(|(_, s)| s.as_str()).unwrap();
                 match name {
+                    "CAP_NET_BROADCAST" => {
+                        // Only of this feature, which is told of a moment later.
+                        let limited = |agent: &Agent| {
+                            let features = agent.features();
+                            features
+                                .iter()
+                                .any(|(it, state)| it.name == "ebpf-conntrack" && *state == 1)
+                        };
+                        agent.wait_until("connection tracking tells its limits", limited);
+                        assert_eq!(state("ebpf-net/tcp"), "on");
+                        assert_eq!(state("ebpf-net/udp-sent"), "on");
+                    }
                     "CAP_PERFMON" => assert_eq!(state("ebpf-net/tcp"), "off"),
                     "CAP_NET_ADMIN" => {
                         assert_eq!(state("ebpf-net/udp-sent"), "off");

@@ -1,4 +1,4 @@
-//! The agents: one pod per node, with the host's processes and network in sight and six capabilities.
+//! The agents: one pod per node, with the host's processes and network in sight and seven capabilities.
 
 use serde_json::{Value, json};
 
@@ -8,12 +8,13 @@ use super::{
 use crate::names::{self, ADMIN_PORT, Component, INGEST_PORT};
 
 /// What docs/CAPABILITIES.md lists. `SYS_RESOURCE` is for kernels before 5.11.
-const CAPABILITIES: [&str; 6] = [
+const CAPABILITIES: [&str; 7] = [
     "BPF",
     "PERFMON",
     "NET_ADMIN",
     "SYS_PTRACE",
     "DAC_READ_SEARCH",
+    "NET_BROADCAST",
     "SYS_RESOURCE",
 ];
 

@@ -45,7 +45,9 @@ pub(crate) fn end(
     if key.direction == direction::UNKNOWN {
         key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
     }
-    fold_ports(key, config.ephemeral_port);
+    if config.keep_local_port == 0 || key.direction != direction::OUTGOING {
+        fold_ports(key, config.ephemeral_port);
+    }
     aggregate(key, counters, comm, cgroup, established, config);
 }
 

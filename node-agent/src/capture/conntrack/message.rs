@@ -83,18 +83,18 @@ pub struct Tuple {
 
 /// One tracked connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Packets of who opened it, before any translation.
-    pub original: Tuple,
+    pub(super) original: Tuple,
     /// Packets that come back, before they are translated back: so to where, and from whom, the connection really is.
-    pub reply: Tuple,
+    pub(super) reply: Tuple,
     /// The kernel's number of it, 0 if not told. Numbers are used again.
-    pub id: u32,
+    pub(super) id: u32,
 }
 
 /// What one message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Item {
+pub(super) enum Item {
     /// A connection that is there.
     There(Entry),
     /// A connection that ended.
@@ -110,19 +110,19 @@ pub enum Item {
 }
 
 /// The messages of one datagram.
-pub struct Items<'a> {
+pub(super) struct Items<'a> {
     rest: &'a [u8],
 }
 
 /// What the messages of one datagram say.
 #[must_use]
-pub const fn items(datagram: &[u8]) -> Items<'_> {
+pub(super) const fn items(datagram: &[u8]) -> Items<'_> {
     Items { rest: datagram }
 }
 
 /// Asks for all connections of the socket's namespace.
 #[must_use]
-pub fn dump_request() -> Vec<u8> {
+pub(super) fn dump_request() -> Vec<u8> {
     // Any address family, NFNETLINK_V0, no resource.
     let kind = u16::from_le_bytes([MSG_GET, SUBSYSTEM]);
     frame(kind, REQUEST | DUMP, &[0; FAMILY_HEADER])
@@ -130,7 +130,7 @@ pub fn dump_request() -> Vec<u8> {
 
 /// A request; `acknowledged` where nothing but an error number comes back.
 #[must_use]
-pub fn request(kind: u16, acknowledged: bool, body: &[u8]) -> Vec<u8> {
+pub(super) fn request(kind: u16, acknowledged: bool, body: &[u8]) -> Vec<u8> {
     frame(kind, REQUEST | if acknowledged { ACKNOWLEDGE } else { 0 }, body)
 }
 
@@ -148,7 +148,7 @@ fn frame(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 
 /// One attribute, padded.
 #[must_use]
-pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
@@ -157,7 +157,7 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// Calls `take` with kind and body of each message that is whole.
-pub fn for_each(mut datagram: &[u8], take: &mut dyn FnMut(u16, &[u8])) {
+pub(super) fn for_each(mut datagram: &[u8], take: &mut dyn FnMut(u16, &[u8])) {
     while let Some((kind, body, rest)) = message(datagram) {
         take(kind, body);
         datagram = rest;
@@ -168,7 +168,7 @@ pub fn for_each(mut datagram: &[u8], take: &mut dyn FnMut(u16, &[u8])) {
 ///
 /// # Errors
 /// The kernel's error.
-pub fn status(body: &[u8]) -> io::Result<()> {
+pub(super) fn status(body: &[u8]) -> io::Result<()> {
     match number(body).map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
@@ -181,7 +181,7 @@ pub fn status(body: &[u8]) -> io::Result<()> {
 impl Entry {
     /// The packets of who opened it, after all translation.
     #[must_use]
-    pub const fn translated(&self) -> Tuple {
+    pub(super) const fn translated(&self) -> Tuple {
         Tuple {
             protocol: self.original.protocol,
             from: self.reply.to,
@@ -215,7 +215,9 @@ impl Iterator for Items<'_> {
             _ => {
                 let [message, subsystem] = kind.to_le_bytes();
                 match (subsystem, message) {
-                    (SUBSYSTEM, MSG_NEW) => entry(body).map_or(Item::Malformed, |it| it.map_or(Item::Other, Item::There)),
+                    (SUBSYSTEM, MSG_NEW) => {
+                        entry(body).map_or(Item::Malformed, |it| it.map_or(Item::Other, Item::There))
+                    }
                     (SUBSYSTEM, MSG_DELETE) => {
                         entry(body).map_or(Item::Malformed, |it| it.map_or(Item::Other, Item::Gone))
                     }
@@ -241,7 +243,7 @@ fn number<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
 }
 
 /// Calls `take` with each attribute's type and value; `None` if a length does not fit, or if `take` says so.
-pub fn attributes<'a>(mut bytes: &'a [u8], mut take: impl FnMut(u16, &'a [u8]) -> Option<()>) -> Option<()> {
+pub(super) fn attributes<'a>(mut bytes: &'a [u8], mut take: impl FnMut(u16, &'a [u8]) -> Option<()>) -> Option<()> {
     const HEAD: usize = 4;
     while bytes.len() >= HEAD {
         let length = usize::from(u16::from_ne_bytes(number(bytes)?));
@@ -277,29 +279,27 @@ fn entry(body: &[u8]) -> Option<Option<Entry>> {
 fn tuple(value: &[u8]) -> Option<Option<Tuple>> {
     let (mut from, mut to) = (None, None);
     let (mut protocol, mut from_port, mut to_port) = (None, None, None);
-    attributes(value, |kind, value| {
-        match kind {
-            cta::TUPLE_IP => attributes(value, |kind, value| {
-                match kind {
-                    cta::IP_V4_SRC => from = Some(v4(value)?),
-                    cta::IP_V4_DST => to = Some(v4(value)?),
-                    cta::IP_V6_SRC => from = Some(v6(value)?),
-                    cta::IP_V6_DST => to = Some(v6(value)?),
-                    _ => {}
-                }
-                Some(())
-            }),
-            cta::TUPLE_PROTO => attributes(value, |kind, value| {
-                match kind {
-                    cta::PROTO_NUM => protocol = Some(*value.first()?),
-                    cta::PROTO_SRC_PORT => from_port = Some(u16::from_be_bytes(number(value)?)),
-                    cta::PROTO_DST_PORT => to_port = Some(u16::from_be_bytes(number(value)?)),
-                    _ => {}
-                }
-                Some(())
-            }),
-            _ => Some(()),
-        }
+    attributes(value, |kind, value| match kind {
+        cta::TUPLE_IP => attributes(value, |kind, value| {
+            match kind {
+                cta::IP_V4_SRC => from = Some(v4(value)?),
+                cta::IP_V4_DST => to = Some(v4(value)?),
+                cta::IP_V6_SRC => from = Some(v6(value)?),
+                cta::IP_V6_DST => to = Some(v6(value)?),
+                _ => {}
+            }
+            Some(())
+        }),
+        cta::TUPLE_PROTO => attributes(value, |kind, value| {
+            match kind {
+                cta::PROTO_NUM => protocol = Some(*value.first()?),
+                cta::PROTO_SRC_PORT => from_port = Some(u16::from_be_bytes(number(value)?)),
+                cta::PROTO_DST_PORT => to_port = Some(u16::from_be_bytes(number(value)?)),
+                _ => {}
+            }
+            Some(())
+        }),
+        _ => Some(()),
     })?;
     let protocol = match i32::from(protocol?) {
         libc::IPPROTO_TCP => Protocol::Tcp,

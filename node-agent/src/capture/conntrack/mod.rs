@@ -8,7 +8,8 @@
 //! when it leaves that, in the node's: there a pod's connection to a service is translated. [`Nat::catch_up`] makes sure
 //! that all is read that the kernel told before the call. Entry: [`Conntrack::start`].
 
-pub mod message;
+mod limits;
+mod message;
 mod metrics;
 mod reader;
 mod socket;
@@ -33,12 +34,12 @@ use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use self::metrics::ConntrackMetrics;
-use self::{
-    message::{End, Tuple},
-    table::{Space, Table},
+use self::table::{Space, Table};
+pub use self::{
+    message::{End, Protocol, Tuple},
+    metrics::ConntrackMetrics,
 };
-use crate::ebpf::capability::{Capabilities, State};
+use crate::ebpf::capability::Capabilities;
 
 /// The feature.
 pub const CONNTRACK: &str = "ebpf-conntrack";
@@ -101,18 +102,7 @@ impl Conntrack {
     /// # Errors
     /// If there are no descriptors or threads to be had.
     pub fn start(config: &ConntrackConfig, metrics: ConntrackMetrics) -> anyhow::Result<Self> {
-        let nat = Nat(Arc::new(Shared {
-            known: RwLock::new(Known {
-                table: Table::new(ENTRIES_MAX),
-                spaces: HashMap::default(),
-                node: None,
-            }),
-            fence: Mutex::default(),
-            caught_up: Condvar::new(),
-            wake: event().context("cannot make an eventfd for ebpf-conntrack")?,
-            stop: AtomicBool::new(false),
-            metrics,
-        }));
+        let nat = Nat(Arc::new(Shared::new(metrics)?));
         let (tell, mut told) = watch::channel(Capabilities::default());
         let reader = reader::Reader::new(Arc::clone(&nat.0), config, tell);
         told.borrow_and_update();
@@ -176,7 +166,10 @@ impl Nat {
             .and_then(|space| known.table.translated(space, dialled, at))
             .unwrap_or(*dialled);
         // What stays within its namespace is not seen by the node's.
-        let there = match known.node.filter(|node| own != Some(*node) && !there.to.ip.is_loopback()) {
+        let there = match known
+            .node
+            .filter(|node| own != Some(*node) && !there.to.ip.is_loopback())
+        {
             Some(node) => known.table.translated(node, &there, at).unwrap_or(there),
             None => there,
         };
@@ -211,6 +204,21 @@ impl Nat {
 // === impl Shared ===
 
 impl Shared {
+    fn new(metrics: ConntrackMetrics) -> anyhow::Result<Self> {
+        Ok(Self {
+            known: RwLock::new(Known {
+                table: Table::new(ENTRIES_MAX),
+                spaces: HashMap::default(),
+                node: None,
+            }),
+            fence: Mutex::default(),
+            caught_up: Condvar::new(),
+            wake: event().context("cannot make an eventfd for ebpf-conntrack")?,
+            stop: AtomicBool::new(false),
+            metrics,
+        })
+    }
+
     fn wake(&self) {
         let one = 1u64;
         // SAFETY: eight readable bytes. It fails only if the counter is full, and then the thread is awake.
@@ -228,8 +236,30 @@ fn event() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// True if the feature gives anything.
-#[must_use]
-pub fn works(capabilities: &Capabilities) -> bool {
-    capabilities.state(CONNTRACK) != State::Off
+#[cfg(test)]
+impl Nat {
+    /// Knows just these, of one network namespace that is the node's: what was dialled, and what it became.
+    pub(crate) fn knowing(netns: u32, translations: &[(Tuple, Tuple)]) -> anyhow::Result<Self> {
+        let shared = Shared::new(ConntrackMetrics::default())?;
+        shared.fence.lock().ended = true;
+        {
+            let mut known = shared.known.write();
+            known.spaces.insert(netns, Space(1));
+            known.node = Some(Space(1));
+            for (original, translated) in translations {
+                let reply = Tuple {
+                    protocol: original.protocol,
+                    from: translated.to,
+                    to: translated.from,
+                };
+                let entry = message::Entry {
+                    original: *original,
+                    reply,
+                    id: 1,
+                };
+                known.table.there(Space(1), &entry, false, 1);
+            }
+        }
+        Ok(Self(Arc::new(shared)))
+    }
 }

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     CONNTRACK, ConntrackConfig, Shared,
+    limits::Limits,
     message::{Entry, Item, items},
     metrics::HowLabel,
     socket::{self, Events, NsidEvents, Nsids, READ, Read},
@@ -32,7 +33,7 @@ use super::{
     text,
 };
 use crate::{
-    ebpf::{capability::Capabilities, sys::monotonic_ns},
+    ebpf::{capability::Capabilities, privileges, sys::monotonic_ns},
     identity::process::Proc,
 };
 
@@ -42,6 +43,8 @@ const RETRY: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// The shortest one, when one was heard of that is not known.
 const LOOK_SOON: Duration = Duration::from_millis(200);
+/// Pause after events were read.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Pause between dumps of everything, when events are lost.
 const DUMP_AGAIN: Duration = Duration::from_secs(5);
 /// Dumps of everything: kernels do not tell of the end of what is older than the subscription.
@@ -59,23 +62,6 @@ pub(super) struct Reader {
     spaces: Spaces,
     node_inode: Option<u32>,
     limits: Limits,
-}
-
-/// Why not all is known.
-#[derive(Debug, Default)]
-struct Limits {
-    /// Namespaces other than the agent's own are not heard of.
-    deaf: Option<String>,
-    /// Processes that may not be looked at.
-    refused: bool,
-    /// Why what is older than the agent is not known in some namespace.
-    undumped: Option<String>,
-    /// Why a namespace has no number.
-    unnumbered: Option<String>,
-    /// There are more namespaces than are followed.
-    crowded: bool,
-    /// The namespaces cannot be entered.
-    locked_out: bool,
 }
 
 /// What is read from.
@@ -130,7 +116,7 @@ impl Reader {
         );
         self.limits = Limits::default();
         let sources = self.subscribe()?;
-        let own = fs::metadata("/proc/self/ns/net").context("cannot look at the agent's network namespace")?;
+        let own = fs::metadata("/proc/thread-self/ns/net").context("cannot look at the agent's network namespace")?;
         self.spaces = Spaces::new(inode_of(&own));
         self.node_inode = self.proc.node_netns().and_then(|inode| u32::try_from(inode).ok());
         self.publish();
@@ -142,30 +128,43 @@ impl Reader {
             translations = self.shared.known.read().table.len(),
             "Follows connection tracking"
         );
-        let (mut look, mut dump) = (Instant::now() + LOOK, Instant::now() + DUMP_ANYWAY);
-        let mut dumped = Instant::now();
+        let mut looked = Instant::now();
+        let (mut dumped, mut dump) = (looked, looked + DUMP_ANYWAY);
         while !self.is_stopped() {
+            let look = looked + if self.spaces.wants_a_look() { LOOK_SOON } else { LOOK };
             wait(&sources, &self.shared.wake, look.min(dump));
             let asked = self.shared.fence.lock().asked;
             drain(&self.shared.wake);
             self.read_numbers(&sources);
-            if self.read_events(&sources.events)? {
+            let before = self.shared.metrics.overruns.get();
+            let busy = self.read_events(&sources.events)?;
+            if self.shared.metrics.overruns.get() != before {
                 dump = dump.min(dumped + DUMP_AGAIN);
             }
             let now = Instant::now();
             if now >= dump {
-                self.dump_own().context("cannot ask for tracked connections")?;
+                let result = self.dump_own();
                 self.look(&sources, true);
                 self.read_events(&sources.events)?;
-                (dumped, dump) = (now, Instant::now() + DUMP_ANYWAY);
-            } else if now >= look || self.spaces.wants_a_look() && now + LOOK >= look + LOOK_SOON {
+                looked = Instant::now();
+                (dumped, dump) = (looked, looked + DUMP_ANYWAY);
+                if let Err(error) = result {
+                    tracing::warn!(%error, "Asking for tracked connections failed; trying again in {DUMP_AGAIN:?}");
+                    dump = dumped + DUMP_AGAIN;
+                }
+                self.report();
+            } else if now >= looked + if self.spaces.wants_a_look() { LOOK_SOON } else { LOOK } {
                 self.look(&sources, false);
-                look = Instant::now() + LOOK;
+                looked = Instant::now();
+                self.report();
             }
             self.expire();
-            self.report();
             self.shared.fence.lock().reached = asked;
             self.shared.caught_up.notify_all();
+            if busy {
+                // Many at a time cost less; who asks is answered at once.
+                poll(&[self.shared.wake.as_raw_fd()], now + PAUSE);
+            }
         }
         Ok(())
     }
@@ -183,18 +182,19 @@ impl Reader {
         Ok(Sources { events, others })
     }
 
-    /// Takes what there is; true if some was lost.
+    /// Takes what there is; true if there was some.
     fn read_events(&mut self, events: &Events) -> anyhow::Result<bool> {
         let mut batch = Vec::with_capacity(BATCH);
-        let mut overrun = false;
+        let mut some = false;
         for _ in 0..TURN {
-            match events.read(&mut self.buffer).context("cannot read ctnetlink's events")? {
+            match events
+                .read(&mut self.buffer)
+                .context("cannot read ctnetlink's events")?
+            {
                 Read::Nothing => break,
-                Read::Overrun => {
-                    self.shared.metrics.overruns.inc();
-                    overrun = true;
-                }
+                Read::Overrun => drop(self.shared.metrics.overruns.inc()),
                 Read::Datagram(length, from) => {
+                    some = true;
                     let space = self.spaces.of(from);
                     for item in items(self.buffer.get(..length).unwrap_or_default()) {
                         match (space, item) {
@@ -210,7 +210,7 @@ impl Reader {
             }
         }
         self.apply(&mut batch);
-        Ok(overrun)
+        Ok(some)
     }
 
     fn apply(&self, batch: &mut Vec<(Space, Item)>) {
@@ -262,7 +262,8 @@ impl Reader {
         let Some((nsids, _)) = &sources.others else { return };
         let mut seen: HashSet<u32, RandomState> = HashSet::default();
         let mut limits = std::mem::take(&mut self.limits);
-        (limits.refused, limits.crowded, limits.unnumbered) = (false, false, None);
+        (limits.crowded, limits.unnumbered) = (false, None);
+        let mut refused = false;
         if again {
             limits.undumped = None;
         }
@@ -271,7 +272,7 @@ impl Reader {
             let inode = match fs::metadata(&path) {
                 Ok(metadata) => inode_of(&metadata),
                 Err(error) => {
-                    limits.refused |= error.kind() == io::ErrorKind::PermissionDenied;
+                    refused |= error.kind() == io::ErrorKind::PermissionDenied;
                     continue;
                 }
             };
@@ -308,6 +309,8 @@ impl Reader {
                 }
             }
         }
+        // Some hardened process may refuse whoever asks; its namespace is mostly that of others too.
+        limits.refused = refused && (!privileges::holds("CAP_SYS_PTRACE") || seen.len() <= 1);
         self.limits = limits;
         self.spaces.looked();
         self.publish();
@@ -385,7 +388,11 @@ impl Reader {
             shared.known.write().table.dumped(space, number, monotonic_ns());
         }
         let result_label = if result.is_ok() { "done" } else { "failed" };
-        shared.metrics.dumps.get_or_create(&HowLabel { result: result_label }).inc();
+        shared
+            .metrics
+            .dumps
+            .get_or_create(&HowLabel { result: result_label })
+            .inc();
         result
     }
 
@@ -410,54 +417,13 @@ impl Reader {
         metrics.namespaces.set(number(self.spaces.len()));
     }
 
-    fn report(&self) {
-        let Limits {
-            deaf,
-            refused,
-            undumped,
-            unnumbered,
-            crowded,
-            locked_out,
-        } = &self.limits;
-        let mut reasons = Vec::new();
-        if self.node_inode.is_none_or(|inode| self.spaces.of_inode(inode).is_none()) {
-            reasons.push("the node's network namespace is not heard of".to_owned());
-        }
-        if fs::read_to_string(self.proc.path_of("sys/net/netfilter/nf_conntrack_events"))
-            .is_ok_and(|value| value.trim() == "0")
-        {
-            reasons.push("net.netfilter.nf_conntrack_events is 0: only connections that last are found".to_owned());
-        }
-        if let Some(why) = deaf {
-            reasons.push(format!("only the agent's own network namespace is heard of; {why}"));
-        }
-        if *refused {
-            reasons.push("processes refused a look at their network namespace; it takes CAP_SYS_PTRACE".to_owned());
-        }
-        if let Some(why) = unnumbered {
-            reasons.push(format!("a network namespace got no number: {why}"));
-        }
-        if let Some(why) = undumped {
-            reasons.push(format!(
-                "connections of other network namespaces that are older than the agent are not known: {why}; it takes \
-                 CAP_SYS_ADMIN, or CAP_DAC_READ_SEARCH and CONFIG_NF_CONNTRACK_PROCFS"
-            ));
-        }
-        if *crowded {
-            reasons.push("there are more network namespaces than are followed".to_owned());
-        }
-        let hook = match (deaf.is_some(), locked_out) {
-            (true, _) => "ctnetlink in the agent's network namespace",
-            (false, false) => "ctnetlink in every network namespace",
-            (false, true) => "ctnetlink; other network namespaces' older connections from /proc",
-        };
-        let mut capabilities = Capabilities::default();
-        if reasons.is_empty() {
-            capabilities.on(CONNTRACK, hook);
-        } else {
-            capabilities.degraded(CONNTRACK, hook, reasons.join("; "));
-        }
-        self.tell(capabilities);
+    fn report(&mut self) {
+        self.limits.node_unknown = self
+            .node_inode
+            .is_none_or(|inode| self.spaces.of_inode(inode).is_none());
+        self.limits.silent = fs::read_to_string(self.proc.path_of("sys/net/netfilter/nf_conntrack_events"))
+            .is_ok_and(|value| value.trim() == "0");
+        self.tell(self.limits.capabilities());
     }
 
     fn tell(&self, capabilities: Capabilities) {
@@ -483,7 +449,7 @@ impl Reader {
     fn rest(&self, pause: Duration) {
         let until = Instant::now() + pause;
         while Instant::now() < until && !self.is_stopped() {
-            poll(&mut [self.shared.wake.as_raw_fd()], until);
+            poll(&[self.shared.wake.as_raw_fd()], until);
             drain(&self.shared.wake);
             let mut fence = self.shared.fence.lock();
             fence.reached = fence.asked;
@@ -495,11 +461,11 @@ impl Reader {
 fn wait(sources: &Sources, wake: &OwnedFd, until: Instant) {
     let mut fds = vec![sources.events.fd().as_raw_fd(), wake.as_raw_fd()];
     fds.extend(sources.others.as_ref().map(|(_, changes)| changes.fd().as_raw_fd()));
-    poll(&mut fds, until);
+    poll(&fds, until);
 }
 
 /// Waits until one of the descriptors has something to read, but for a second at most.
-fn poll(fds: &mut [libc::c_int], until: Instant) {
+fn poll(fds: &[libc::c_int], until: Instant) {
     let mut polls: Vec<libc::pollfd> = fds
         .iter()
         .map(|fd| libc::pollfd {
@@ -508,7 +474,9 @@ fn poll(fds: &mut [libc::c_int], until: Instant) {
             revents: 0,
         })
         .collect();
-    let left = until.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+    let left = until
+        .saturating_duration_since(Instant::now())
+        .min(Duration::from_secs(1));
     let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
     let count = libc::nfds_t::try_from(polls.len()).unwrap_or_default();
     // SAFETY: `count` valid entries.

@@ -30,16 +30,17 @@ const NETNSA_FD: u16 = 3;
 /// `NETNSA_NSID_NOT_ASSIGNED`
 const NOT_ASSIGNED: i32 = -1;
 
-/// Bytes of events that the kernel keeps for the reader, its own accounting included: some ten thousand events.
-const EVENT_BUFFER: libc::c_int = 16 << 20;
+/// Bytes of events that the kernel keeps for the reader; it takes twice as much, for its own accounting is in it. Some
+/// ten thousand events.
+const EVENT_BUFFER: libc::c_int = 8 << 20;
 /// Bytes of one read; the kernel's dumps fill up to 32 KiB at a time.
-pub const READ: usize = 64 << 10;
+pub(super) const READ: usize = 64 << 10;
 /// How long the kernel may take for a part of an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a datagram comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub(super) enum From {
     /// The socket's own namespace.
     Own,
     /// The namespace of this number.
@@ -48,7 +49,7 @@ pub enum From {
 
 /// What a read of events found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
+pub(super) enum Read {
     /// This many bytes.
     Datagram(usize, From),
     /// Events were lost: the reader was too slow.
@@ -59,15 +60,15 @@ pub enum Read {
 
 /// Events of connections made and ended.
 #[derive(Debug)]
-pub struct Events(OwnedFd);
+pub(super) struct Events(OwnedFd);
 
 /// Changes of the numbers of namespaces.
 #[derive(Debug)]
-pub struct NsidEvents(OwnedFd);
+pub(super) struct NsidEvents(OwnedFd);
 
 /// Asks for the numbers of namespaces.
 #[derive(Debug)]
-pub struct Nsids(OwnedFd);
+pub(super) struct Nsids(OwnedFd);
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -105,7 +106,11 @@ fn join(socket: &OwnedFd, group: libc::c_int) -> io::Result<()> {
 fn send(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
     // SAFETY: `request` is readable for its length.
     let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Space for one ancillary message with an `int`, aligned for its header.
@@ -166,7 +171,7 @@ fn wait(socket: &OwnedFd, deadline: Instant) -> io::Result<bool> {
 ///
 /// # Errors
 /// What the system calls said.
-pub fn here() -> io::Result<OwnedFd> {
+pub(super) fn here() -> io::Result<OwnedFd> {
     open(libc::NETLINK_NETFILTER)
 }
 
@@ -174,7 +179,7 @@ pub fn here() -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN`; what else the system calls said.
-pub fn inside(namespace: &File) -> io::Result<OwnedFd> {
+pub(super) fn inside(namespace: &File) -> io::Result<OwnedFd> {
     let enter = || {
         // SAFETY: no pointers; only this thread changes its namespace, and it ends.
         check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
@@ -194,7 +199,7 @@ pub fn inside(namespace: &File) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What the kernel answered; `TimedOut` if it did not.
-pub fn dump(socket: &OwnedFd, buffer: &mut [u8], mut take: impl FnMut(Item)) -> io::Result<()> {
+pub(super) fn dump(socket: &OwnedFd, buffer: &mut [u8], mut take: impl FnMut(Item)) -> io::Result<()> {
     send(socket, &message::dump_request())?;
     loop {
         if !wait(socket, Instant::now() + PATIENCE)? {
@@ -223,7 +228,7 @@ impl Events {
     ///
     /// # Errors
     /// What the system calls said; `EPERM` without `CAP_NET_ADMIN`.
-    pub fn open() -> io::Result<(Self, io::Result<()>)> {
+    pub(super) fn open() -> io::Result<(Self, io::Result<()>)> {
         let socket = here()?;
         // The second is for who has no right to the first.
         set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, EVENT_BUFFER)
@@ -238,12 +243,12 @@ impl Events {
     ///
     /// # Errors
     /// What the system call said.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Read> {
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Read> {
         receive(&self.0, buffer)
     }
 
     /// To wait for.
-    pub const fn fd(&self) -> &OwnedFd {
+    pub(super) const fn fd(&self) -> &OwnedFd {
         &self.0
     }
 }
@@ -255,7 +260,7 @@ impl NsidEvents {
     ///
     /// # Errors
     /// What the system calls said.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let socket = open(libc::NETLINK_ROUTE)?;
         join(&socket, GROUP_NSID)?;
         Ok(Self(socket))
@@ -265,7 +270,7 @@ impl NsidEvents {
     ///
     /// # Errors
     /// `ENOBUFS` if some were lost; what else the system call said.
-    pub fn changes(&self, buffer: &mut [u8]) -> io::Result<Vec<(i32, bool)>> {
+    pub(super) fn changes(&self, buffer: &mut [u8]) -> io::Result<Vec<(i32, bool)>> {
         let mut changes = Vec::new();
         loop {
             match receive(&self.0, buffer)? {
@@ -285,7 +290,7 @@ impl NsidEvents {
     }
 
     /// To wait for.
-    pub const fn fd(&self) -> &OwnedFd {
+    pub(super) const fn fd(&self) -> &OwnedFd {
         &self.0
     }
 }
@@ -297,7 +302,7 @@ impl Nsids {
     ///
     /// # Errors
     /// What the system calls said.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         open(libc::NETLINK_ROUTE).map(Self)
     }
 
@@ -305,7 +310,7 @@ impl Nsids {
     ///
     /// # Errors
     /// What the kernel answered; `EPERM` without `CAP_NET_ADMIN`.
-    pub fn number(&self, namespace: &File) -> io::Result<i32> {
+    pub(super) fn number(&self, namespace: &File) -> io::Result<i32> {
         if let Some(nsid) = self.ask(GET_NSID, namespace, None)? {
             return Ok(nsid);
         }

@@ -19,11 +19,11 @@ const SPACES_MAX: usize = 4096;
 const STRANGERS_MAX: usize = 1024;
 
 /// The agent's own.
-pub const OWN: Space = Space(0);
+pub(super) const OWN: Space = Space(0);
 
 /// The namespaces that are heard of.
 #[derive(Debug, Default)]
-pub struct Spaces {
+pub(super) struct Spaces {
     by_nsid: HashMap<i32, (Space, u32), RandomState>,
     /// By inode number; one that is gone stays for a while.
     by_inode: HashMap<u32, Space, RandomState>,
@@ -37,14 +37,14 @@ pub struct Spaces {
 
 impl Spaces {
     /// The agent's own alone.
-    pub fn new(own_inode: u32) -> Self {
+    pub(super) fn new(own_inode: u32) -> Self {
         let mut this = Self::default();
         this.by_inode.insert(own_inode, OWN);
         this
     }
 
     /// Where an event comes from; remembers what is not known.
-    pub fn of(&mut self, from: From) -> Option<Space> {
+    pub(super) fn of(&mut self, from: From) -> Option<Space> {
         let nsid = match from {
             From::Own => return Some(OWN),
             From::Nsid(nsid) => nsid,
@@ -57,12 +57,12 @@ impl Spaces {
     }
 
     /// True if a namespace was heard of that might be found by looking.
-    pub fn wants_a_look(&self) -> bool {
+    pub(super) fn wants_a_look(&self) -> bool {
         !self.unknown.is_empty()
     }
 
     /// A look is over: what is not found by now has no process.
-    pub fn looked(&mut self) {
+    pub(super) fn looked(&mut self) {
         if self.strangers.len() >= STRANGERS_MAX {
             self.strangers.clear();
         }
@@ -72,23 +72,23 @@ impl Spaces {
     }
 
     /// The namespace of an inode number.
-    pub fn of_inode(&self, inode: u32) -> Option<Space> {
+    pub(super) fn of_inode(&self, inode: u32) -> Option<Space> {
         self.by_inode.get(&inode).copied()
     }
 
     /// The same, if it is still heard of.
-    pub fn live(&self, inode: u32) -> Option<Space> {
+    pub(super) fn live(&self, inode: u32) -> Option<Space> {
         let space = self.of_inode(inode)?;
         (!self.leaving.iter().any(|(_, _, leaving)| *leaving == space)).then_some(space)
     }
 
     /// True if no more can be followed.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.by_inode.len() >= SPACES_MAX
     }
 
     /// A namespace that was found. Gives also the one that had its number before, which must be gone.
-    pub fn found(&mut self, inode: u32, nsid: i32) -> (Space, Option<Space>) {
+    pub(super) fn found(&mut self, inode: u32, nsid: i32) -> (Space, Option<Space>) {
         self.last = self.last.wrapping_add(1).max(1);
         let space = Space(self.last);
         let before = self.by_nsid.insert(nsid, (space, inode)).map(|(space, _)| space);
@@ -97,18 +97,18 @@ impl Spaces {
     }
 
     /// It could not be looked at: to be found again.
-    pub fn unfound(&mut self, space: Space) {
+    pub(super) fn unfound(&mut self, space: Space) {
         self.by_nsid.retain(|_, (other, _)| *other != space);
         self.by_inode.retain(|_, other| *other != space);
     }
 
     /// A number was given to a namespace.
-    pub fn numbered(&mut self, nsid: i32) {
+    pub(super) fn numbered(&mut self, nsid: i32) {
         self.strangers.remove(&nsid);
     }
 
     /// A number was taken from a namespace; gives the one that is gone.
-    pub fn gone(&mut self, nsid: i32, now: u64) -> Option<Space> {
+    pub(super) fn gone(&mut self, nsid: i32, now: u64) -> Option<Space> {
         self.strangers.remove(&nsid);
         let (space, inode) = self.by_nsid.remove(&nsid)?;
         self.leaving.push_back((now + LINGER_NS, inode, space));
@@ -116,14 +116,14 @@ impl Spaces {
     }
 
     /// Any number may have been taken away; gives the namespaces that were heard of.
-    pub fn all_gone(&mut self, now: u64) -> Vec<Space> {
+    pub(super) fn all_gone(&mut self, now: u64) -> Vec<Space> {
         let numbers: Vec<i32> = self.by_nsid.keys().copied().collect();
         self.strangers.clear();
         numbers.into_iter().filter_map(|nsid| self.gone(nsid, now)).collect()
     }
 
     /// Forgets inode numbers that nothing is told of any more; true if there were some.
-    pub fn expire(&mut self, now: u64) -> bool {
+    pub(super) fn expire(&mut self, now: u64) -> bool {
         let before = self.by_inode.len();
         while let Some((_, inode, space)) = self.leaving.pop_front_if(|(at, ..)| *at <= now) {
             if self.by_inode.get(&inode) == Some(&space) {
@@ -134,12 +134,12 @@ impl Spaces {
     }
 
     /// How many are heard of.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_nsid.len() + 1
     }
 
     /// All, by inode number.
-    pub const fn by_inode(&self) -> &HashMap<u32, Space, RandomState> {
+    pub(super) const fn by_inode(&self) -> &HashMap<u32, Space, RandomState> {
         &self.by_inode
     }
 }

@@ -11,19 +11,19 @@ use hashbrown::{HashMap, hash_map::Entry as Slot};
 use super::message::{Entry, Protocol, Tuple};
 
 /// How long a connection that ended stays known, nanoseconds: twice the capture's longest drain period.
-pub const LINGER_NS: u64 = 10 * 1_000_000_000;
+pub(super) const LINGER_NS: u64 = 10 * 1_000_000_000;
 /// A connection is known this long after the kernel made it, at most, nanoseconds; decides between two of the same ports.
-const LATE_NS: u64 = 20 * 1_000_000;
+const LATE_NS: u64 = 50 * 1_000_000;
 
 /// A network namespace, by a number of our own: the kernel's are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Space(pub u32);
+pub(super) struct Space(pub u32);
 
 type Key = (Space, Tuple);
 
 /// The translations of all namespaces.
 #[derive(Debug)]
-pub struct Table {
+pub(super) struct Table {
     records: HashMap<Key, Record, RandomState>,
     /// Of UDP: what was dialled, by how its packets look when they are translated.
     dialled: HashMap<Key, Tuple, RandomState>,
@@ -57,7 +57,7 @@ struct Version {
 impl Table {
     /// Knows nothing; there will be at most `max` translations.
     #[must_use]
-    pub fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self {
             records: HashMap::default(),
             dialled: HashMap::default(),
@@ -70,24 +70,18 @@ impl Table {
 
     /// How many translations are known.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// True if none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
     /// Translations that found no room since the last call.
-    pub fn take_refused(&mut self) -> u64 {
+    pub(super) fn take_refused(&mut self) -> u64 {
         std::mem::take(&mut self.refused)
     }
 
     /// A connection is there, at `now` in monotonic nanoseconds. With `sources`, one of which only the source is
     /// translated counts too: another namespace may go on from there.
-    pub fn there(&mut self, space: Space, entry: &Entry, sources: bool, now: u64) {
+    pub(super) fn there(&mut self, space: Space, entry: &Entry, sources: bool, now: u64) {
         let translated = entry.translated();
         let other = translated.to != entry.original.to || sources && translated.from != entry.original.from;
         let key = (space, entry.original);
@@ -149,9 +143,11 @@ impl Table {
     }
 
     /// A connection ended.
-    pub fn gone(&mut self, space: Space, entry: &Entry, now: u64) {
+    pub(super) fn gone(&mut self, space: Space, entry: &Entry, now: u64) {
         let key = (space, entry.original);
-        let Some(record) = self.records.get_mut(&key) else { return };
+        let Some(record) = self.records.get_mut(&key) else {
+            return;
+        };
         let same = record.now.id == entry.id || record.now.id == 0 || entry.id == 0;
         if same && record.now.until == 0 {
             record.now.until = now;
@@ -161,23 +157,23 @@ impl Table {
     }
 
     /// All of a namespace ended.
-    pub fn all_gone(&mut self, space: Space, now: u64) {
+    pub(super) fn all_gone(&mut self, space: Space, now: u64) {
         self.end_where(now, |(of, _), _| *of == space);
     }
 
     /// A dump begins; all that it finds is told with [`Self::there`], then comes [`Self::dumped`].
-    pub const fn dump_begins(&mut self) -> u32 {
+    pub(super) const fn dump_begins(&mut self) -> u32 {
         self.dump = self.dump.wrapping_add(1);
         self.dump
     }
 
     /// A dump found all there is in the namespace: what it did not find ended.
-    pub fn dumped(&mut self, space: Space, dump: u32, now: u64) {
+    pub(super) fn dumped(&mut self, space: Space, dump: u32, now: u64) {
         self.end_where(now, |(of, _), version| *of == space && version.dump != dump);
     }
 
     /// Forgets what ended long enough ago.
-    pub fn expire(&mut self, now: u64) {
+    pub(super) fn expire(&mut self, now: u64) {
         while let Some((at, key)) = self.ending.pop_front_if(|(at, _)| *at <= now) {
             self.forget(at, key);
         }
@@ -185,7 +181,7 @@ impl Table {
 
     /// The same packets translated, of the connection that was there at `at`.
     #[must_use]
-    pub fn translated(&self, space: Space, original: &Tuple, at: u64) -> Option<Tuple> {
+    pub(super) fn translated(&self, space: Space, original: &Tuple, at: u64) -> Option<Tuple> {
         let record = self.records.get(&(space, *original))?;
         match &record.before {
             Some(before) if at.saturating_add(LATE_NS) < record.now.since => before.translated,
@@ -195,7 +191,7 @@ impl Table {
 
     /// What was dialled, of a UDP flow whose packets were seen translated.
     #[must_use]
-    pub fn dialled(&self, space: Space, translated: &Tuple) -> Option<Tuple> {
+    pub(super) fn dialled(&self, space: Space, translated: &Tuple) -> Option<Tuple> {
         self.dialled.get(&(space, *translated)).copied()
     }
 

@@ -52,7 +52,7 @@ fn known(table: &Table, port: u16, at: u64) -> Option<End> {
 fn what_is_not_translated_takes_no_room() {
     let mut table = Table::new(10);
     table.there(HERE, &entry(Protocol::Tcp, 1, service(), 7), true, SECOND);
-    assert!(table.is_empty());
+    assert_eq!(table.len(), 0);
     table.there(HERE, &entry(Protocol::Tcp, 1, backend(1), 7), true, SECOND);
     assert_eq!(known(&table, 1, SECOND), Some(backend(1)));
     let there = tuple(Protocol::Tcp, 1, service());
@@ -66,7 +66,7 @@ fn sources_count_where_they_are_asked_for() {
     let mut only_source = entry(Protocol::Tcp, 1, service(), 7);
     only_source.reply.to = end("10.0.0.9", 999);
     table.there(HERE, &only_source, false, 1);
-    assert!(table.is_empty());
+    assert_eq!(table.len(), 0);
     table.there(HERE, &only_source, true, 1);
     let translated = table.translated(HERE, &only_source.original, 1).unwrap();
     assert_eq!((translated.from, translated.to), (end("10.0.0.9", 999), service()));
@@ -82,7 +82,7 @@ fn stays_known_for_a_while_after_its_end() {
     assert_eq!(known(&table, 1, 2 * SECOND), Some(backend(1)));
     table.expire(2 * SECOND + LINGER_NS);
     assert_eq!(known(&table, 1, 2 * SECOND), None);
-    assert!(table.is_empty());
+    assert_eq!(table.len(), 0);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn ports_that_are_used_again_go_by_time() {
     assert_eq!(known(&table, 1, 60 * SECOND), Some(backend(2)));
     assert_eq!(known(&table, 1, 61 * SECOND), None);
     table.expire(61 * SECOND + LINGER_NS);
-    assert!(table.is_empty());
+    assert_eq!(table.len(), 0);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn what_was_dialled_is_known_by_translated_packets() {
     table.gone(HERE, &second, 4);
     table.expire(4 + LINGER_NS);
     assert_eq!(table.dialled(HERE, &second.translated()), None);
-    assert!(table.dialled.is_empty() && table.is_empty());
+    assert_eq!((table.dialled.len(), table.len()), (0, 0));
     // TCP is seen at the socket.
     let tcp = entry(Protocol::Tcp, 1, backend(1), 7);
     table.there(HERE, &tcp, false, 1);
@@ -257,6 +257,6 @@ proptest::proptest! {
         }
         table.all_gone(HERE, now);
         table.expire(now + LINGER_NS);
-        assert!(table.is_empty() && table.dialled.is_empty());
+        assert_eq!((table.dialled.len(), table.len()), (0, 0));
     }
 }

@@ -13,7 +13,7 @@ use super::message::{End, Entry, Protocol, Tuple};
 ///
 /// # Errors
 /// If the line is not one of this table.
-pub fn entry(line: &str) -> Result<Option<Entry>, BadLine> {
+pub(super) fn entry(line: &str) -> Result<Option<Entry>, BadLine> {
     let mut words = line.split_ascii_whitespace();
     let protocol = match words.nth(2).ok_or(BadLine)? {
         "tcp" => Protocol::Tcp,
@@ -56,7 +56,7 @@ pub fn entry(line: &str) -> Result<Option<Entry>, BadLine> {
 /// A line that is not of this table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a line of nf_conntrack")]
-pub struct BadLine;
+pub(super) struct BadLine;
 
 #[cfg(test)]
 mod tests {
@@ -92,14 +92,23 @@ mod tests {
                     [UNREPLIED] src=fd00::b dst=fd00::1 sport=5353 dport=5 mark=0 use=1";
         let read = entry(line).unwrap().unwrap();
         assert_eq!(read.original, tuple(Protocol::Udp, ("fd00::1", 5), ("fd00::a", 53)));
-        assert_eq!(read.translated().to, tuple(Protocol::Udp, ("fd00::1", 5), ("fd00::b", 5353)).to);
+        assert_eq!(
+            read.translated().to,
+            tuple(Protocol::Udp, ("fd00::1", 5), ("fd00::b", 5353)).to
+        );
     }
 
     #[test]
     fn passes_over_other_transports_and_refuses_other_text() {
-        let icmp = "ipv4     2 icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=1 src=10.0.0.2 dst=10.0.0.1 type=0";
+        let icmp =
+            "ipv4     2 icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=1 src=10.0.0.2 dst=10.0.0.1 type=0";
         assert_eq!(entry(icmp), Ok(None));
-        for bad in ["", "x", "ipv4 2 tcp 6 1 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2", "ipv4 2 udp 17 src=x dst=y sport=1 dport=2"] {
+        for bad in [
+            "",
+            "x",
+            "ipv4 2 tcp 6 1 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2",
+            "ipv4 2 udp 17 src=x dst=y sport=1 dport=2",
+        ] {
             assert_eq!(entry(bad), Err(BadLine), "{bad}");
         }
     }

@@ -140,6 +140,11 @@ impl Instruments {
             untracked,
         }
     }
+
+    /// Shows what this node can see.
+    pub fn features(&self, capabilities: &Capabilities) {
+        self.metrics.features(capabilities);
+    }
 }
 
 /// Metrics of the capture.
@@ -266,8 +271,8 @@ impl NetMetrics {
         this
     }
 
-    /// What the capture that starts can see.
-    pub(super) fn features(&self, capabilities: &Capabilities) {
+    /// What this node can see.
+    fn features(&self, capabilities: &Capabilities) {
         self.features.clear();
         for feature in &capabilities.features {
             let label = FeatureLabel {

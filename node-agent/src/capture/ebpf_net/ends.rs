@@ -9,7 +9,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ahash::RandomState;
-use ebpf_common::net::{FOREIGN_PID, Tuple, folded};
+use ebpf_common::net::{FOREIGN_PID, FlowKey, Tuple, UdpKey, direction, folded};
 use hashbrown::HashMap;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -22,7 +22,10 @@ use super::{
     policy::Pods,
     rows::{Row, RowKey, ip},
 };
-use crate::identity::k8s::{Answer, LocalEnd, Names, SETTLE_NS, Unnamed, When};
+use crate::{
+    capture::conntrack::{self, End, Nat, Protocol},
+    identity::k8s::{Answer, LocalEnd, Names, SETTLE_NS, Unnamed, When},
+};
 
 /// Local ends remembered between two drains.
 const SEEN_MAX: usize = 65_536;
@@ -44,6 +47,12 @@ pub(super) struct Ends {
     /// What is in no pod is switched off.
     host_off: bool,
     strangers: Strangers,
+    /// Where translated flows go, while that is asked for.
+    nat: Option<Nat>,
+    /// Pods that it is not asked for.
+    nat_off: Arc<Pods>,
+    /// It is not asked for what is in no pod.
+    host_nat_off: bool,
 }
 
 /// Remote addresses that no object had after all time to tell, and when that was found: most of the world. Rows do not
@@ -78,6 +87,64 @@ impl Ends {
     /// From now on these pods, and with `host_off` what is in no pod, are left out.
     pub(super) fn leave_out(&mut self, off: Arc<Pods>, host_off: bool) {
         (self.off, self.host_off) = (off, host_off);
+    }
+
+    /// From now on translated flows are looked up in `nat`, if any, but not those of these pods and, with `host_off`, of
+    /// what is in no pod.
+    pub(super) fn translate(&mut self, nat: Option<Nat>, off: Arc<Pods>, host_off: bool) {
+        (self.nat, self.nat_off, self.host_nat_off) = (nat, off, host_off);
+    }
+
+    /// Waits until all translations are known that the kernel told of before this call.
+    pub(super) fn catch_up(&self) {
+        if let Some(nat) = &self.nat {
+            nat.catch_up();
+        }
+    }
+
+    /// Where a flow that was opened here really goes, if elsewhere; `at` is a monotonic time when it was there.
+    pub(super) fn destination(&self, flow: &FlowKey, udp: bool, local: LocalEnd, at: u64) -> Option<End> {
+        let nat = self.nat.as_ref()?;
+        let off = match local {
+            LocalEnd::Pod(uid) => self.nat_off.contains(&uid),
+            LocalEnd::Host | LocalEnd::Unknown => self.host_nat_off,
+        };
+        if off || flow.direction != direction::OUTGOING || flow.folded & folded::LOCAL != 0 {
+            return None;
+        }
+        let Tuple {
+            local,
+            remote,
+            local_port,
+            remote_port,
+            netns,
+        } = flow.tuple;
+        let dialled = conntrack::Tuple {
+            protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+            from: end(local, local_port),
+            to: end(remote, remote_port),
+        };
+        nat.destination(netns, &dialled, at)
+    }
+
+    /// A UDP flow with the ends that its socket has: where its own network namespace translates it, its packets were seen
+    /// translated.
+    pub(super) fn dialled(&self, key: &UdpKey, netns: u32) -> UdpKey {
+        let seen = conntrack::Tuple {
+            protocol: Protocol::Udp,
+            from: end(key.local, key.local_port),
+            to: end(key.remote, key.remote_port),
+        };
+        match self.nat.as_ref().and_then(|nat| nat.dialled(netns, &seen)) {
+            Some(dialled) => UdpKey {
+                local: octets(dialled.from.ip),
+                local_port: dialled.from.port,
+                remote: octets(dialled.to.ip),
+                remote_port: dialled.to.port,
+                ..*key
+            },
+            None => *key,
+        }
     }
 
     /// Forgets what was looked up: processes' numbers are used again.
@@ -121,8 +188,8 @@ impl Ends {
     }
 
     /// Grows when the remote address changes hands, so that rows before and after stay apart.
-    pub(super) fn remote_holders(&self, tuple: &Tuple) -> u32 {
-        let holders = self.names.as_ref().map_or(0, |names| names.holders(ip(tuple.remote)));
+    pub(super) fn remote_holders(&self, remote: IpAddr) -> u32 {
+        let holders = self.names.as_ref().map_or(0, |names| names.holders(remote));
         u32::try_from(holders).unwrap_or(u32::MAX)
     }
 
@@ -173,7 +240,8 @@ impl Book {
         let transport = if key.udp { Transport::Udp } else { Transport::Tcp };
         let port = |number, flag| (key.flow.folded & flag == 0).then_some(number);
         let here: Address = (ip(tuple.local), port(tuple.local_port, folded::LOCAL), transport);
-        let there: Address = (ip(tuple.remote), port(tuple.remote_port, folded::REMOTE), transport);
+        let dialled: Address = (ip(tuple.remote), port(tuple.remote_port, folded::REMOTE), transport);
+        let there = key.nat.map_or(dialled, |end| (end.ip, Some(end.port), transport));
         let names = &self.names;
         let local = cached(&mut self.local, (key.local, here), when, || {
             names.local(key.local, here.0, here.1, transport, when)
@@ -189,10 +257,16 @@ impl Book {
             };
             return (local, both);
         }
-        let remote = cached(&mut self.remote, there, when, || {
-            names.remote(there.0, there.1, transport, when)
-        });
-        (local, remote)
+        let mut remote = |there: Address| {
+            cached(&mut self.remote, there, when, || {
+                names.remote(there.0, there.1, transport, when)
+            })
+        };
+        let backend = remote(there);
+        if there == dialled {
+            return (local, backend);
+        }
+        (local, behind(backend, remote(dialled)))
     }
 
     /// False while the API may still tell more about the ends of this row.
@@ -200,8 +274,9 @@ impl Book {
         let when = self.when(row);
         let old = when.now - when.first >= SETTLE_NS;
         let (local, remote) = self.ends(key, row);
-        let there = ip(key.flow.tuple.remote);
-        let nobody = matches!(remote.name, Err(Unnamed::Unknown | Unnamed::Outside));
+        let there = key.nat.map_or_else(|| ip(key.flow.tuple.remote), |end| end.ip);
+        let less = remote.name.as_ref().err().or(remote.lesser.as_ref());
+        let nobody = matches!(less, Some(Unnamed::Unknown | Unnamed::Outside));
         if old {
             if nobody && self.strangers.len() < STRANGERS_MAX {
                 self.strangers.entry(there).or_insert(self.now);
@@ -223,6 +298,42 @@ impl Book {
             last: unix(row.last_ns),
             now: self.now,
         }
+    }
+}
+
+fn end(address: [u8; 16], port: u16) -> End {
+    End { ip: ip(address), port }
+}
+
+fn octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// Who is behind an address that was dialled: the backend, of the service that was dialled. Of one that nobody knows the
+/// service is all there is to say.
+fn behind(backend: Answer, dialled: Answer) -> Answer {
+    match (&backend.name, &dialled.name) {
+        (Err(why), Ok(_)) => Answer {
+            lesser: Some(*why),
+            since: backend.since.max(dialled.since),
+            name: dialled.name,
+        },
+        (Ok(pod), Ok(service))
+            if !service.service.is_empty() && service.service != pod.service && service.namespace == pod.namespace =>
+        {
+            Answer {
+                name: Ok(Arc::new(K8sEndpoint {
+                    service: service.service.clone(),
+                    ..(**pod).clone()
+                })),
+                since: backend.since.max(dialled.since),
+                ..backend
+            }
+        }
+        _ => backend,
     }
 }
 

@@ -359,3 +359,73 @@ async fn an_address_that_changes_hands_makes_rows_of_its_own() {
     pods.sort();
     assert_eq!(pods, [Some("p2".to_owned()), Some("p78".to_owned())]);
 }
+
+#[tokio::test]
+async fn translated_flows_are_named_by_the_backend_and_the_service_that_was_dialled() {
+    let cluster = cluster();
+    // Another service that the same pod is behind, first by name.
+    let mut slice = json!({"metadata": {"name": "a-x", "namespace": "shop", "uid": uid(60), "resourceVersion": "9"}});
+    slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "a"});
+    slice["endpoints"] = json!([{"addresses": ["10.0.0.2"]}]);
+    cluster.put("endpointslices", slice);
+    let root = tempfile::tempdir().unwrap();
+    let ids = [cgroup(root.path(), 1), cgroup(root.path(), 3)];
+    fs::write(root.path().join("sys/fs/cgroup/cgroup.controllers"), "").unwrap();
+    let (address, _serving) = Arc::clone(&cluster).serve(loopback()).await;
+    let (names, _feeding) = start(address, root.path());
+    until("names are there", || {
+        Kind::NAMED.iter().all(|kind| names.health(*kind).lists == 1) && names.pod_of_cgroup(ids[0]).is_some()
+    })
+    .await;
+    let at = |ip: &str, port| end(mapped(ip), port);
+    let tuple = |port, to| conntrack::Tuple {
+        protocol: Protocol::Tcp,
+        from: at("10.0.0.1", port),
+        to,
+    };
+    let web = at("10.96.0.9", 80);
+    let nat = Nat::knowing(
+        7,
+        &[
+            (tuple(40_000, web), tuple(40_000, at("10.0.0.2", 8080))),
+            (tuple(40_001, web), tuple(40_001, at("10.0.0.3", 8080))),
+            (tuple(40_002, web), tuple(40_002, at("203.0.113.5", 8080))),
+        ],
+    );
+    let nat = nat.unwrap();
+    let mut rows = Rows::new(100, Ends::new(Some(names.clone()))).folding(10_001);
+    let unnamed = UnnamedEnds::default();
+    let old = monotonic_ns() - u64::try_from(2 * SETTLE_NS).unwrap();
+    let mut all = |nat: Option<Nat>, off: Pods, direction: u8| {
+        rows.ends().translate(nat, Arc::new(off), false);
+        for port in [40_000, 40_001, 40_001, 40_002, 40_003] {
+            let mut from_one = origin(ids[0], 7, ("10.0.0.1", port), ("10.96.0.9", 80));
+            from_one.flow.direction = direction;
+            rows.add(&from_one, &part(old));
+        }
+        let told = |it: Netflow| {
+            let name = it.remote_k8s.map(|it| (it.pod.to_string(), it.service.to_string()));
+            (it.dst_nat.map(|(ip, port)| format!("{ip}:{port}")), name, it.bytes_read)
+        };
+        let mut all: Vec<_> = take(&mut rows, Which::All, &unnamed).into_iter().map(told).collect();
+        all.sort();
+        all
+    };
+    let name = |pod: &str| Some((pod.to_owned(), "web".to_owned()));
+    let nat_ip = |text: &str| Some(text.to_owned());
+    // Of a backend that is nobody's the service is named; what is not translated keeps its own.
+    let wanted = [
+        (None, name(""), 1),
+        (nat_ip("10.0.0.2:8080"), name("p2"), 1),
+        (nat_ip("10.0.0.3:8080"), name("p3"), 2),
+        (nat_ip("203.0.113.5:8080"), name(""), 1),
+    ];
+    assert_eq!(all(Some(nat.clone()), Pods::default(), direction::OUTGOING), wanted);
+    // Off for the pod, off altogether, and of no use for who is called.
+    let untranslated = [(None, name(""), 5)];
+    let pod = Pods::from_iter([names.pod_of_cgroup(ids[0]).unwrap()]);
+    assert_eq!(all(Some(nat.clone()), pod, direction::OUTGOING), untranslated);
+    assert_eq!(all(None, Pods::default(), direction::OUTGOING), untranslated);
+    let incoming = all(Some(nat), Pods::default(), direction::INCOMING);
+    assert!(incoming.iter().all(|(nat, ..)| nat.is_none()), "{incoming:?}");
+}

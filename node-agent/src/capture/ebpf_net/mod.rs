@@ -10,6 +10,7 @@
 
 mod counters;
 mod ends;
+mod events;
 mod orders;
 mod owners;
 mod policy;
@@ -25,10 +26,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ebpf_common::net::{
-    EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpSpillEvent, UdpAgg, UdpKey, UdpSpillEvent,
-    event, policy as bits,
-};
+use ebpf_common::net::{FlowKey, NetConfig, TcpAgg, UdpAgg, UdpKey, policy as bits};
 use records::RecordBatch;
 use telemetry::Stage;
 use tokio::sync::{mpsc, watch};
@@ -43,6 +41,7 @@ pub use self::{
 use self::{
     counters::{KernelCounters, NetMetrics},
     ends::{Ends, UnnamedEnds},
+    events::Event,
     orders::Beat,
     owners::Owners,
     policy::Sharing,
@@ -52,6 +51,7 @@ use self::{
     udp::{Flows, Owner},
 };
 use crate::{
+    capture::conntrack::Nat,
     ebpf::{
         capability::{Capabilities, State},
         net::{self, LoadOptions, NetObject},
@@ -70,6 +70,8 @@ const RECORDS_PER_BATCH: usize = 8192;
 const SETTLE: Duration = Duration::from_secs(120);
 /// Pause between looks at rows whose ends the API may still tell more about.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Events taken out of the ring at a time.
+const EVENTS_BATCH: usize = 1024;
 /// Elements per batched map read.
 const BATCH: usize = 4096;
 
@@ -102,6 +104,8 @@ pub struct NetCapture {
     capabilities: Capabilities,
     /// In a cluster.
     policy: Option<Policy>,
+    /// Who knows where flows really go.
+    nat: watch::Receiver<Option<Nat>>,
     proc: Proc,
     rows: Rows,
     tracker: Tracker,
@@ -118,7 +122,7 @@ pub struct NetCapture {
 
 impl NetCapture {
     /// Loads the programs and adopts what is older than the agent. In a cluster, the ends of flows
-    /// get names, and namespaces may be switched off.
+    /// get names, and namespaces may be switched off. While there is a `nat`, it is asked where flows really go.
     ///
     /// # Errors
     /// If nothing of the plugin can work on this machine; the message says what is missing.
@@ -126,6 +130,7 @@ impl NetCapture {
         config: NetCaptureConfig,
         instruments: &Instruments,
         cluster: Option<InCluster>,
+        nat: watch::Receiver<Option<Nat>>,
     ) -> anyhow::Result<Self> {
         let mut capabilities = Capabilities::default();
         let mut kernel = NetConfig {
@@ -143,6 +148,8 @@ impl NetCapture {
             policy_entries: 0,
             pidns_level: 0,
             pidns: 0,
+            keep_local_port: u32::from(nat.borrow().is_some()),
+            _pad: 0,
         };
         let shared = config.own_node_only && !pid_namespace_is_first();
         if shared {
@@ -172,7 +179,7 @@ impl NetCapture {
             object.set_config(kernel)?;
         }
         let proc = Proc::new(&config.proc);
-        let mut flows = Flows::new(config.ephemeral_port, first_client_port(&proc));
+        let mut flows = Flows::new(first_client_port(&proc));
         let mut owners = Owners::default();
         if capabilities.state(net::TCP_OLDER) != State::Off {
             let cgroups = policy.as_ref().map(Policy::cgroups).unwrap_or_default();
@@ -212,12 +219,11 @@ impl NetCapture {
         } = instruments;
         let health = telemetry.health.component("ebpf-net");
         report_health(&health, &capabilities);
-        metrics.features(&capabilities);
         let mut this = Self {
-            tracker: Tracker::new(config.ephemeral_port),
+            tracker: Tracker::new(),
             flows,
             owners,
-            rows: Rows::new(config.rows_max, Ends::new(names)),
+            rows: Rows::new(config.rows_max, Ends::new(names)).folding(config.ephemeral_port),
             tcp_batches: Batches::take(BATCH),
             udp_batches: Batches::take(BATCH),
             counters: KernelCounters::new(telemetry, untracked.clone()),
@@ -230,12 +236,14 @@ impl NetCapture {
             kernel,
             capabilities,
             policy,
+            nat,
             config,
         };
         if shared {
             this.rows.ends().share_kernel();
         }
         this.leave_out();
+        this.follow_nat();
         Ok(this)
     }
 
@@ -258,8 +266,9 @@ impl NetCapture {
 
     /// Takes over rows that an earlier capture could not hand on.
     pub fn take_over(&mut self, rows: Rows) {
-        self.rows = rows;
+        self.rows = rows.folding(self.config.ephemeral_port);
         self.leave_out();
+        self.follow_nat();
     }
 
     /// Collects until ordered to end, then hands on what it has. The rows that there was no room for come back; at the last
@@ -376,10 +385,12 @@ impl NetCapture {
     fn drain(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         self.rows.ends().forget();
+        self.follow_nat();
         let quiet = self.kernel.active;
         self.kernel.active = 1 - quiet;
         self.object.set_config(self.kernel)?;
         wait_for_running_programs();
+        self.rows.ends().catch_up();
         let (tcp, udp) = if quiet == 0 {
             ("TCP_AGG_0", "UDP_AGG_0")
         } else {
@@ -431,18 +442,27 @@ impl NetCapture {
     }
 
     fn read_events(&mut self) {
-        while let Some(parsed) = self.object.events.next().map(|item| Event::parse(&item)) {
-            match parsed {
-                Event::Close(event) => {
-                    self.counters.tcp_arrived(1);
-                    self.tracker.add_close(&event, &mut self.rows);
+        loop {
+            let mut events = std::iter::from_fn(|| self.object.events.next().map(|item| Event::parse(&item)));
+            let batch: Vec<Event> = events.by_ref().take(EVENTS_BATCH).collect();
+            if batch.is_empty() {
+                return;
+            }
+            // Once they are here, so that none is ahead of what is known of it.
+            self.rows.ends().catch_up();
+            for event in batch {
+                match event {
+                    Event::Close(event) => {
+                        self.counters.tcp_arrived(1);
+                        self.tracker.add_close(&event, &mut self.rows);
+                    }
+                    Event::TcpSpill(event) => {
+                        self.counters.tcp_arrived(event.agg.closed);
+                        self.tracker.add_aggregate(&event.key, &event.agg, &mut self.rows);
+                    }
+                    Event::UdpSpill(event) => self.add_udp(&event.key, &event.agg),
+                    Event::Unknown => self.counters.unknown_event(),
                 }
-                Event::TcpSpill(event) => {
-                    self.counters.tcp_arrived(event.agg.closed);
-                    self.tracker.add_aggregate(&event.key, &event.agg, &mut self.rows);
-                }
-                Event::UdpSpill(event) => self.add_udp(&event.key, &event.agg),
-                Event::Unknown => self.counters.unknown_event(),
             }
         }
     }
@@ -512,53 +532,6 @@ impl NetCapture {
         done
     }
 }
-
-/// A ring-buffer event, copied out and checked.
-enum Event {
-    Close(TcpCloseEvent),
-    TcpSpill(TcpSpillEvent),
-    UdpSpill(UdpSpillEvent),
-    Unknown,
-}
-
-impl Event {
-    fn parse(bytes: &[u8]) -> Self {
-        let Some(head) = copy::<EventHead>(bytes) else {
-            return Self::Unknown;
-        };
-        if head.version != EVENT_VERSION {
-            return Self::Unknown;
-        }
-        let event = match head.kind {
-            event::TCP_CLOSE => copy(bytes).map(Self::Close),
-            event::TCP_SPILL => copy(bytes).map(Self::TcpSpill),
-            event::UDP_SPILL => copy(bytes).map(Self::UdpSpill),
-            _ => None,
-        };
-        event.unwrap_or(Self::Unknown)
-    }
-}
-
-/// The struct at the start of `bytes`, if they are enough.
-fn copy<T: Plain>(bytes: &[u8]) -> Option<T> {
-    let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: long enough; `Plain` types take every bit pattern; unaligned reads are allowed here.
-    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
-}
-
-/// Integers and byte arrays only.
-///
-/// # Safety
-/// Every bit pattern is a valid value.
-unsafe trait Plain {}
-// SAFETY: `repr(C)` structs of integers and byte arrays, see `ebpf_common`.
-unsafe impl Plain for EventHead {}
-// SAFETY: as above.
-unsafe impl Plain for TcpCloseEvent {}
-// SAFETY: as above.
-unsafe impl Plain for TcpSpillEvent {}
-// SAFETY: as above.
-unsafe impl Plain for UdpSpillEvent {}
 
 fn report_health(health: &telemetry::ComponentHandle, capabilities: &Capabilities) {
     let off: Vec<String> = capabilities

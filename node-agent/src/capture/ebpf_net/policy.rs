@@ -53,6 +53,10 @@ pub(super) struct Switches {
     pub on: Arc<Pods>,
     /// Pods of this node that it is off for.
     pub off: Arc<Pods>,
+    /// Pods of this node whose flows are not looked up in connection tracking.
+    pub nat_off: Arc<Pods>,
+    /// Those of processes outside pods are not.
+    pub host_nat_off: bool,
 }
 
 impl Switches {
@@ -102,7 +106,9 @@ pub(super) fn wanted(
         host_netns,
         sharing,
     } = *inputs;
-    let host = bits(&plugins_for_host(spec));
+    let host_plugins = plugins_for_host(spec);
+    let host = bits(&host_plugins);
+    let translated = |plugins: &NamespacePlugins| plugins.plugins.contains(&Plugin::EbpfConntrack);
     // Where nodes share the kernel, an end of nobody that is in no namespace of this node is another's.
     let shared = sharing != Sharing::Not;
     let unowned = if shared { policy::OTHER_NODE } else { host };
@@ -111,9 +117,9 @@ pub(super) fn wanted(
     } else {
         host
     };
-    let mut by_namespace: HashMap<Str, u32, RandomState> = HashMap::default();
+    let mut by_namespace: HashMap<Str, (u32, bool), RandomState> = HashMap::default();
     let mut by_pod: HashMap<Uid, u32, RandomState> = HashMap::default();
-    let (mut on, mut off) = (Pods::default(), Pods::default());
+    let (mut on, mut off, mut nat_off) = (Pods::default(), Pods::default(), Pods::default());
     let pods = places.cgroups.iter().map(|(_, uid)| uid);
     for uid in pods.chain(places.namespaces.iter().map(|(_, uid)| uid)) {
         if by_pod.contains_key(uid) {
@@ -125,9 +131,13 @@ pub(super) fn wanted(
             Some((namespace, true)) => {
                 let of = || {
                     let meta = namespaces.get(&*namespace).cloned().unwrap_or_default();
-                    bits(&plugins_for(spec, &namespace, &meta.labels, &meta.annotations))
+                    let plugins = plugins_for(spec, &namespace, &meta.labels, &meta.annotations);
+                    (bits(&plugins), translated(&plugins))
                 };
-                let bits = *by_namespace.entry(namespace.clone()).or_insert_with(of);
+                let (bits, translated) = *by_namespace.entry(namespace.clone()).or_insert_with(of);
+                if !translated {
+                    nat_off.insert(*uid);
+                }
                 if bits & policy::NETFLOW != 0 {
                     on.insert(*uid)
                 } else {
@@ -165,6 +175,8 @@ pub(super) fn wanted(
         asks: !entries.is_empty() || rules || spec.allow_namespace_annotation == Some(true) || host == 0,
         on: Arc::new(on),
         off: Arc::new(off),
+        nat_off: Arc::new(nat_off),
+        host_nat_off: !translated(&host_plugins),
     };
     (entries, switches)
 }

@@ -178,3 +178,20 @@ fn a_switch_tells_new_pods_from_those_that_were_on() {
     };
     assert_eq!(Switched::between(&old, &new), expected);
 }
+
+#[test]
+fn translations_are_for_those_that_the_plugin_is_on_for() {
+    let of = |spec| of(spec, &namespaces(None), Sharing::Not).1;
+    let switches = of(json!({}));
+    assert_eq!((&*switches.nat_off, switches.host_nat_off), (&pods(&[1, 2, 5]), true));
+    let plugins = json!({ "ebpf-net": {}, "ebpf-conntrack": {} });
+    let switches = of(json!({ "plugins": plugins }));
+    assert_eq!((&*switches.nat_off, switches.host_nat_off), (&pods(&[]), false));
+    let rule =
+        |on: bool| json!([{ "match": { "names": ["bank"] }, "plugins": { "ebpf-conntrack": { "enabled": on } } }]);
+    let switches = of(json!({ "plugins": plugins, "namespaces": rule(false) }));
+    assert_eq!((&*switches.nat_off, switches.host_nat_off), (&pods(&[2, 5]), false));
+    assert_eq!(*switches.off, pods(&[]), "netflow is on for all");
+    let switches = of(json!({ "namespaces": rule(true) }));
+    assert_eq!((&*switches.nat_off, switches.host_nat_off), (&pods(&[1]), true));
+}

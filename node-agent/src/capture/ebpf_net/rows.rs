@@ -4,19 +4,24 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, direction, folded};
+use ebpf_programs::net::fold_ports;
 use hashbrown::HashMap;
 use records::{Direction, Endpoint, Family, Netflow, Port, Str, Transport};
 
 use super::ends::{Book, Ends, UnnamedEnds, Whose};
-use crate::identity::{
-    k8s::LocalEnd,
-    process::{Comm, Proc},
+use crate::{
+    capture::conntrack::End,
+    ebpf::sys::monotonic_ns,
+    identity::{
+        k8s::LocalEnd,
+        process::{Comm, Proc},
+    },
 };
 
 /// Where a contribution comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Origin {
-    /// Ends (folded ports are 0), process, direction.
+    /// Ends (ports that the kernel side folded are 0), process, direction.
     pub flow: FlowKey,
     /// TCP or UDP.
     pub udp: bool,
@@ -35,6 +40,8 @@ pub(super) struct RowKey {
     pub local: LocalEnd,
     /// See [`Ends::remote_holders`].
     pub holders: u32,
+    /// Where a translated flow really goes.
+    pub nat: Option<End>,
 }
 
 /// Sums of one row.
@@ -77,6 +84,8 @@ pub struct Rows {
     rows: HashMap<RowKey, Row, RandomState>,
     ends: Ends,
     max: usize,
+    /// Client-side ports from here on are left out.
+    fold_from: u32,
     refused: u64,
     left_out: LeftOut,
 }
@@ -108,9 +117,16 @@ impl Rows {
             rows: HashMap::default(),
             ends,
             max,
+            fold_from: u32::MAX,
             refused: 0,
             left_out: LeftOut::default(),
         }
+    }
+
+    /// Leaves client-side ports from `ephemeral_port` on out, so that one client's connections share a row.
+    pub(super) fn folding(mut self, ephemeral_port: u16) -> Self {
+        self.fold_from = u32::from(ephemeral_port);
+        self
     }
 
     /// Who the ends are.
@@ -130,7 +146,7 @@ impl Rows {
 
     /// Adds a contribution. With all rows taken, one that needs a new row is refused and counted.
     pub(super) fn add(&mut self, origin: &Origin, part: &Row) {
-        let Origin { flow, udp, cgroup } = *origin;
+        let Origin { mut flow, udp, cgroup } = *origin;
         let local = match self.ends.local(cgroup, flow.pid, &flow.tuple) {
             Whose::Ours(local) => local,
             Whose::Off => {
@@ -142,11 +158,21 @@ impl Rows {
                 return;
             }
         };
+        let at = if part.first_ns == 0 {
+            monotonic_ns()
+        } else {
+            part.first_ns
+        };
+        let nat = self.ends.destination(&flow, udp, local, at);
+        fold_ports(&mut flow, self.fold_from);
         let key = RowKey {
             flow,
             udp,
             local,
-            holders: self.ends.remote_holders(&flow.tuple),
+            holders: self
+                .ends
+                .remote_holders(nat.map_or_else(|| ip(flow.tuple.remote), |end| end.ip)),
+            nat,
         };
         let Row {
             read,
@@ -315,7 +341,7 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
         } else {
             names.get(flow.pid, &row.comm)
         },
-        dst_nat: None,
+        dst_nat: key.nat.map(|end| (end.ip, end.port)),
         dst_domain: names.empty.clone(),
         local_k8s,
         remote_k8s,

@@ -151,6 +151,18 @@ impl NetCapture {
         }
     }
 
+    /// Takes over whether flows are looked up in connection tracking, and whose.
+    pub(super) fn follow_nat(&mut self) {
+        let nat = self.nat.borrow().clone();
+        self.kernel.keep_local_port = u32::from(nat.is_some());
+        let (off, host_off) = self
+            .policy
+            .as_ref()
+            .map(Policy::switches)
+            .map_or_else(Default::default, |it| (Arc::clone(&it.nat_off), it.host_nat_off));
+        self.rows.ends().translate(nat, off, host_off);
+    }
+
     /// Adopts what was open while its owner was off; counting begins now.
     fn adopt(&mut self, switched: &Switched) -> anyhow::Result<()> {
         let Some(policy) = &self.policy else { return Ok(()) };

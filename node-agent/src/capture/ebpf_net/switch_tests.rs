@@ -256,10 +256,12 @@ async fn namespaces_are_switched_under_traffic() {
     };
     assert!(matches!(hierarchy, CgroupHierarchy::V2 | CgroupHierarchy::V1(_)));
     let in_cluster = InCluster { names, spec };
-    let mut capture = tokio::task::spawn_blocking(move || NetCapture::start(config, &instruments, Some(in_cluster)))
-        .await
-        .unwrap()
-        .unwrap();
+    let mut capture = tokio::task::spawn_blocking(move || {
+        NetCapture::start(config, &instruments, Some(in_cluster), watch::channel(None).1)
+    })
+    .await
+    .unwrap()
+    .unwrap();
     let keeping = tokio::spawn(capture.take_keeper().unwrap().run());
     let bank_adopted = bank.sink.received();
     let (orders, told) = watch::channel(Orders::Collect {

@@ -10,7 +10,7 @@ use ahash::RandomState;
 use ebpf_common::net::{
     Conn, FlowKey, SAMPLES_PER_RUN, Sample, SampleBlock, TcpAgg, TcpCloseEvent, TcpCounters, Tuple, direction, sample,
 };
-use ebpf_programs::net::{fold_ports, guess_direction, state};
+use ebpf_programs::net::{guess_direction, state};
 use hashbrown::HashMap;
 
 use super::{
@@ -48,7 +48,6 @@ pub(super) struct Tracker {
     /// fork and execute the program that serves it.
     settle_ns: u64,
     pass: u32,
-    ephemeral_port: u32,
 }
 
 /// One open connection.
@@ -87,7 +86,7 @@ pub(super) struct SampleReport {
 impl Tracker {
     /// Nothing tracked yet.
     #[must_use]
-    pub(super) fn new(ephemeral_port: u16) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
@@ -98,7 +97,6 @@ impl Tracker {
             kernel_cpu: Duration::ZERO,
             settle_ns: SETTLE_NS,
             pass: 0,
-            ephemeral_port: u32::from(ephemeral_port),
         }
     }
 
@@ -155,7 +153,6 @@ impl Tracker {
         if key.direction == direction::UNKNOWN {
             key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
         }
-        fold_ports(&mut key, self.ephemeral_port);
         let since = if since == 0 { monotonic_ns() } else { since };
         let row = Row {
             closed: 1,
@@ -266,13 +263,11 @@ impl Tracker {
                 self.release(index);
                 continue;
             }
-            let mut key = slot.key;
             let part = Row {
                 comm: slot.comm,
                 ..part
             };
-            fold_ports(&mut key, self.ephemeral_port);
-            rows.add(&tcp(key, slot.cgroup), &part);
+            rows.add(&tcp(slot.key, slot.cgroup), &part);
         }
     }
 
@@ -395,7 +390,7 @@ impl Tracker {
             if !ended {
                 raise(&mut slot.last, &sampled.counters);
             }
-            let mut key = slot.key;
+            let key = slot.key;
             if ended {
                 slot.id = 0;
                 self.free.push(*index);
@@ -404,7 +399,6 @@ impl Tracker {
                 continue;
             }
             if changed {
-                fold_ports(&mut key, self.ephemeral_port);
                 rows.add(&tcp(key, slot.cgroup), &part);
             }
         }

@@ -5,7 +5,6 @@
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, Tuple, UdpAgg, UdpKey, direction};
-use ebpf_programs::net::fold_ports;
 use hashbrown::HashMap;
 
 use super::rows::{Origin, Row, Rows};
@@ -32,7 +31,6 @@ pub(super) struct Flows {
     old: HashMap<UdpKey, u8, RandomState>,
     /// Owners found by the descriptor scan, by cookie.
     holders: HashMap<u64, Owner, RandomState>,
-    ephemeral_port: u32,
     /// First port of the kernel's own choice for clients (`ip_local_port_range`).
     client_ports_from: u16,
     /// Sockets that were there before the agent, by cookie; true if connected.
@@ -42,12 +40,11 @@ pub(super) struct Flows {
 impl Flows {
     /// No flow seen yet.
     #[must_use]
-    pub(super) fn new(ephemeral_port: u16, client_ports_from: u16) -> Self {
+    pub(super) fn new(client_ports_from: u16) -> Self {
         Self {
             young: HashMap::default(),
             old: HashMap::default(),
             holders: HashMap::default(),
-            ephemeral_port: u32::from(ephemeral_port),
             client_ports_from,
             older: HashMap::default(),
         }
@@ -84,6 +81,7 @@ impl Flows {
             let holder = self.holders.get(&key.cookie).copied();
             holder.or_else(|| creator(key.cookie)).unwrap_or_default()
         };
+        let key = &rows.ends().dialled(key, agg.netns);
         let tuple = Tuple {
             local: key.local,
             remote: key.remote,
@@ -91,13 +89,12 @@ impl Flows {
             remote_port: key.remote_port,
             netns: agg.netns,
         };
-        let mut flow = FlowKey {
+        let flow = FlowKey {
             tuple,
             pid,
             direction: self.direction(key, agg),
             ..FlowKey::default()
         };
-        fold_ports(&mut flow, self.ephemeral_port);
         rows.add(
             &Origin {
                 flow,
@@ -195,7 +192,7 @@ mod tests {
     use crate::identity::process::Proc;
 
     fn one(flows: &mut Flows, key: &UdpKey, agg: &UdpAgg, creator: Option<Owner>) -> records::Netflow {
-        let mut rows = Rows::new(1000, Ends::default());
+        let mut rows = Rows::new(1000, Ends::default()).folding(10_001);
         flows.add(key, agg, |_| creator, &mut rows);
         let (proc, unnamed) = (Proc::new("/nonexistent"), UnnamedEnds::default());
         let mut names = Names::new(&proc, None, &unnamed);
@@ -211,7 +208,7 @@ mod tests {
 
     #[test]
     fn first_datagram_decides_and_sticks() {
-        let mut flows = Flows::new(10_001, 32_768);
+        let mut flows = Flows::new(32_768);
         let key = UdpKey {
             cookie: 1,
             local_port: 53,
@@ -242,7 +239,7 @@ mod tests {
 
     #[test]
     fn receivers_are_named_by_holder_then_creator() {
-        let mut flows = Flows::new(10_001, 32_768);
+        let mut flows = Flows::new(32_768);
         let key = UdpKey {
             cookie: 5,
             ..UdpKey::default()
@@ -261,7 +258,7 @@ mod tests {
 
     #[test]
     fn older_sockets_are_judged_by_ports() {
-        let mut flows = Flows::new(10_001, 32_768);
+        let mut flows = Flows::new(32_768);
         flows.add_older(1, false, owner(7));
         flows.add_older(2, true, owner(7));
         let client = UdpKey {
