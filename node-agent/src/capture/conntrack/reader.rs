@@ -263,16 +263,19 @@ impl Reader {
         let mut seen: HashSet<u32, RandomState> = HashSet::default();
         let mut limits = std::mem::take(&mut self.limits);
         (limits.crowded, limits.unnumbered) = (false, None);
-        let mut refused = false;
+        let (mut allowed, mut refused) = (0u32, 0u32);
         if again {
             limits.undumped = None;
         }
         for pid in self.proc.pids() {
             let path = self.proc.path(pid, "ns/net");
             let inode = match fs::metadata(&path) {
-                Ok(metadata) => inode_of(&metadata),
+                Ok(metadata) => {
+                    allowed += 1;
+                    inode_of(&metadata)
+                }
                 Err(error) => {
-                    refused |= error.kind() == io::ErrorKind::PermissionDenied;
+                    refused += u32::from(error.kind() == io::ErrorKind::PermissionDenied);
                     continue;
                 }
             };
@@ -310,7 +313,7 @@ impl Reader {
             }
         }
         // Some hardened process may refuse whoever asks; its namespace is mostly that of others too.
-        limits.refused = refused && (!privileges::holds("CAP_SYS_PTRACE") || seen.len() <= 1);
+        limits.refused = refused > 0 && (!privileges::holds("CAP_SYS_PTRACE") || refused > allowed);
         self.limits = limits;
         self.spaces.looked();
         self.publish();
