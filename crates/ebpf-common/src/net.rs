@@ -588,6 +588,12 @@ pub struct NetOffsets {
     pub next_fd: u32,
     /// 1 if the helper `bpf_get_current_task_btf` is there, [`ABSENT`] otherwise.
     pub task_btf: u32,
+    /// `task_struct.real_parent`
+    pub real_parent: u32,
+    /// The byte of `task_struct` with the bit `in_execve`.
+    pub in_execve: u32,
+    /// That bit in its byte.
+    pub in_execve_bit: u32,
     /// `task_struct.cgroups`
     pub cgroups: u32,
     /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` of the version 1 hierarchy that is used.
@@ -632,7 +638,7 @@ const _: () = {
     assert!(size_of::<SockOwner>() == 32);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 72);
-    assert!(size_of::<NetOffsets>() == 52 * 4);
+    assert!(size_of::<NetOffsets>() == 55 * 4);
 };
 
 // === impl SampleBlock ===
@@ -691,6 +697,9 @@ impl NetOffsets {
         skb_sk: ABSENT,
         next_fd: ABSENT,
         task_btf: ABSENT,
+        real_parent: ABSENT,
+        in_execve: ABSENT,
+        in_execve_bit: ABSENT,
         cgroups: ABSENT,
         css_set_cgroup: ABSENT,
         css_cgroup: ABSENT,

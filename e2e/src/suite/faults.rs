@@ -2,7 +2,7 @@
 //! tells the truth.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,8 @@ use super::{
 
 /// Between two exchanges on a connection of a client.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Rows that are there twice and shown.
+const SHOWN: usize = 5;
 /// How long a part may take to be back.
 const BACK: Duration = Duration::from_secs(60);
 
@@ -61,13 +63,19 @@ pub async fn run(world: &mut World, outage: Duration) -> anyhow::Result<()> {
         problems.push(format!("API server: {error:#}"));
     }
     world.stub.read().await?;
-    let mut seen = HashSet::new();
-    let twice = world
-        .stub
-        .rows
-        .iter()
-        .filter(|row| !seen.insert((row.time, &row.tags)))
-        .count();
+    let mut seen = HashMap::new();
+    let mut twice = 0;
+    for row in &world.stub.rows {
+        if let Some(fields) = seen.insert((row.time, &row.tags), &row.fields) {
+            twice += 1;
+            if twice <= SHOWN {
+                println!(
+                    "    twice: {} {:?}: {fields:?} and {:?}",
+                    row.time, row.tags, row.fields
+                );
+            }
+        }
+    }
     let summary = world.stub.summary().await?;
     println!(
         "    {} rows, {twice} of them twice; {} were sent again and recognised; {} requests broke a rule",

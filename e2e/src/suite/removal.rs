@@ -5,14 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::api::DeleteParams;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
 
 use super::{
-    api,
-    world::{COLLECTOR, PRODUCT, World},
+    api, workloads,
+    world::{ALPHA, COLLECTOR, PRODUCT, World},
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// How soon the cluster itself removes what a deleted owner leaves.
+const PROMPT: Duration = Duration::from_secs(10);
+/// How long it may take to do so again: its parts watch again up to a minute after the API server was away.
+const SETTLES: Duration = Duration::from_secs(240);
 
 /// Runs it. `without_object` is what there was after the chart, `without_chart` before it.
 ///
@@ -23,6 +31,7 @@ pub async fn run(
     without_object: &BTreeSet<String>,
     without_chart: &BTreeSet<String>,
 ) -> anyhow::Result<()> {
+    cluster_removes(world).await?;
     let start = Instant::now();
     world.objects().delete(COLLECTOR, &DeleteParams::default()).await?;
     api::wait("everything of the object to be gone", LIMIT, async || {
@@ -68,4 +77,48 @@ pub async fn run(
     .await?;
     println!("    after helm uninstall the definition is left and nothing else");
     Ok(())
+}
+
+/// Waits until the garbage collector and all kubelets remove a workload of ours promptly: what they do late says nothing
+/// about the product.
+async fn cluster_removes(world: &World) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let sleep = workloads::traffic(
+        "probe",
+        "tcp-server --listen :: --port 7299 --mode event --pattern exchange",
+    );
+    let spec = workloads::pod_spec(&[sleep], None);
+    let probe = workloads::workload("DaemonSet", ALPHA, "probe", 0, &spec);
+    let pods = Api::<Pod>::namespaced(world.client.clone(), ALPHA);
+    let labels = ListParams::default().labels("app=probe");
+    let nodes = Api::<Node>::all(world.client.clone());
+    let nodes = nodes.list(&ListParams::default()).await?.items.len();
+    loop {
+        api::apply(&world.client, std::slice::from_ref(&probe)).await?;
+        api::wait("the probe to run", Duration::from_secs(60), async || {
+            let found = pods.list(&labels).await?.items;
+            let runs = |pod: &Pod| pod.status.as_ref().and_then(|it| it.phase.as_deref()) == Some("Running");
+            Ok((found.len() == nodes && found.iter().all(runs)).then_some(()))
+        })
+        .await?;
+        let deleted = Instant::now();
+        api::delete(&world.client, std::slice::from_ref(&probe), None).await?;
+        api::wait("the probe to be gone", SETTLES, async || {
+            Ok(pods.list(&labels).await?.items.is_empty().then_some(()))
+        })
+        .await?;
+        if deleted.elapsed() <= PROMPT {
+            println!(
+                "    the cluster removes a workload in {:.1} s; waited {:.1} s for that",
+                deleted.elapsed().as_secs_f64(),
+                start.elapsed().as_secs_f64()
+            );
+            return Ok(());
+        }
+        anyhow::ensure!(
+            start.elapsed() < SETTLES,
+            "the cluster took {:?} to remove a workload",
+            deleted.elapsed()
+        );
+    }
 }

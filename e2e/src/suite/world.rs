@@ -55,6 +55,8 @@ const NOT_KEPT: &[&str] = &[
     "Lease",
     "EndpointSlice",
     "Endpoints",
+    // What the API server notes of a Service's addresses, and tidies up later when it was stopped meanwhile.
+    "IPAddress",
     "ComponentStatus",
     "PodMetrics",
 ];

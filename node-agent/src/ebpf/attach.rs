@@ -21,6 +21,16 @@ use super::{
     net::{TCP, TCP_OLDER, TCP_OPEN, TCP_OWNER, UDP_OVERFLOW, UDP_OWNER, UDP_RECEIVED, UDP_SENT},
 };
 
+/// Programs of [`TCP`] and their tracepoints.
+const TCP_HOOKS: [(&str, &str); 6] = [
+    ("tcp_destroy", "tcp_destroy_sock"),
+    ("tcp_destroy_nested", "tcp_destroy_sock"),
+    ("tcp_destroy_third", "tcp_destroy_sock"),
+    ("tcp_state", "inet_sock_set_state"),
+    ("tcp_state_nested", "inet_sock_set_state"),
+    ("tcp_state_third", "inet_sock_set_state"),
+];
+
 /// Attaching, hook by hook.
 pub(super) struct Attach<'a> {
     pub(super) ebpf: &'a mut Ebpf,
@@ -59,14 +69,15 @@ impl Attach<'_> {
             }
             return;
         }
-        // All three are needed: the nested one sees what interrupts the first; without the last, entries of connections
-        // that end in a process's hands would stay.
-        // The ends first: a connection that closes between the two must find its end hooked.
-        let hooked = self
-            .btf_tracepoint("tcp_destroy", "tcp_destroy_sock")
-            .and_then(|()| self.btf_tracepoint("tcp_destroy_nested", "tcp_destroy_sock"))
-            .and_then(|()| self.btf_tracepoint("tcp_state", "inet_sock_set_state"))
-            .and_then(|()| self.btf_tracepoint("tcp_state_nested", "inet_sock_set_state"));
+        // The ends first: a connection that closes between the two must find its end hooked. All are needed: the nested
+        // ones see what interrupts the first; without the ends, entries of connections that end in a process's hands
+        // would stay. The third ones only where tracepoints are in sections that may be preempted (of SRCU), or were so
+        // on idle CPUs.
+        let third = self.types.has_variable("tracepoint_srcu_srcu_data");
+        let hooked = TCP_HOOKS
+            .iter()
+            .filter(|(program, _)| third || !program.ends_with("_third"))
+            .try_for_each(|(program, tracepoint)| self.btf_tracepoint(program, tracepoint));
         match hooked {
             Ok(()) if self.missing.is_empty() => {
                 capabilities.on(TCP, "BTF tracepoints inet_sock_set_state, tcp_destroy_sock")
@@ -77,7 +88,7 @@ impl Attach<'_> {
                 format!("this kernel lacks {}", self.missing.join(", ")),
             ),
             Err(error) => {
-                for program in ["tcp_state", "tcp_state_nested", "tcp_destroy", "tcp_destroy_nested"] {
+                for (program, _) in TCP_HOOKS {
                     self.unload(program);
                 }
                 for name in [TCP, TCP_OPEN, TCP_OLDER, TCP_OWNER] {

@@ -53,6 +53,7 @@ const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
 const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 /// Anonymous members and typedef chains are followed no deeper than this.
@@ -109,7 +110,7 @@ impl KernelTypes {
             let info = u32_at(&this.data, at + 4).ok_or(bad("short type record"))?;
             let (kind, vlen) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             let extra = match kind {
-                1 | 14 | 17 => 4,
+                1 | KIND_VAR | 17 => 4,
                 KIND_PTR | 7..=12 | 16 | KIND_TYPE_TAG => 0,
                 KIND_ARRAY => 12,
                 KIND_STRUCT | KIND_UNION | 15 | KIND_ENUM64 => 12 * vlen,
@@ -156,6 +157,26 @@ impl KernelTypes {
     pub fn offset(&self, name: &str, path: &str) -> Option<u32> {
         let member = self.member(name, path)?;
         (member.bit_size == 0 && member.bit_offset % 8 == 0).then_some(member.bit_offset / 8)
+    }
+
+    /// Offset in bits of a bit field one bit wide.
+    #[must_use]
+    pub fn bit(&self, name: &str, path: &str) -> Option<u32> {
+        let member = self.member(name, path)?;
+        (member.bit_size == 1).then_some(member.bit_offset)
+    }
+
+    /// True if the kernel has a variable of that name; the type information tells of per-CPU ones only.
+    #[must_use]
+    pub fn has_variable(&self, name: &str) -> bool {
+        (1..self.types.len()).any(|id| {
+            u32::try_from(id)
+                .ok()
+                .and_then(|id| self.record(id))
+                .is_some_and(|(at, kind, _)| {
+                    kind == KIND_VAR && u32_at(&self.data, at).is_some_and(|name_at| self.string(name_at) == name)
+                })
+        })
     }
 
     /// True if the kernel has a struct of that name.

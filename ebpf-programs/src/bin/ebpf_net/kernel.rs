@@ -288,6 +288,20 @@ pub(crate) fn current_process_by_task(config: &NetConfig) -> Process {
     process_of(task, task.u32(offsets().tgid), config)
 }
 
+/// The parent of the current process.
+#[inline(always)]
+pub(crate) fn parent_process(config: &NetConfig) -> Process {
+    let parent = Probed(current_task()).follow(offsets().real_parent);
+    process_of(parent, parent.u32(offsets().tgid), config)
+}
+
+/// True while the current process is in execve: what it closes now are the descriptors marked close-on-exec.
+#[inline(always)]
+pub(crate) fn is_executing() -> bool {
+    let off = offsets();
+    Probed(current_task()).u8(off.in_execve) & (1 << (off.in_execve_bit & 7)) != 0
+}
+
 #[inline(always)]
 fn process_of<M: Memory>(task: M, pid: u32, config: &NetConfig) -> Process {
     let off = offsets();
@@ -295,7 +309,7 @@ fn process_of<M: Memory>(task: M, pid: u32, config: &NetConfig) -> Process {
         pid: if config.pidns == 0 {
             pid
         } else {
-            pid_in_namespace(config)
+            pid_in_namespace(task.address(), config)
         },
         comm: task.follow(off.group_leader).bytes(off.comm),
         cgroup: cgroup_of(task),
@@ -316,11 +330,11 @@ fn cgroup_of<M: Memory>(task: M) -> u64 {
     cgroup.follow(off.cgroup_kn).u64(off.kn_id)
 }
 
-/// Thread group id of the current task in the agent's pid namespace, `FOREIGN_PID` if it has none there.
+/// Thread group id of a task in the agent's pid namespace, `FOREIGN_PID` if it has none there.
 #[inline(always)]
-fn pid_in_namespace(config: &NetConfig) -> u32 {
+fn pid_in_namespace(task: u64, config: &NetConfig) -> u32 {
     let off = offsets();
-    let pid = Probed(current_task()).follow(off.signal).follow(off.tgid_pid);
+    let pid = Probed(task).follow(off.signal).follow(off.tgid_pid);
     if pid.u32(off.pid_level) < config.pidns_level {
         return FOREIGN_PID;
     }

@@ -12,8 +12,9 @@ use ebpf_programs::net::{guess_direction, is_loopback, is_v4, state};
 use crate::{
     accept::SWITCHES_OF_FORK,
     kernel::{
-        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current,
-        read_addresses, read_counters, read_netns, read_tuple, tcp_of, voluntary_switches,
+        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_executing, is_orphan,
+        owned_by_current, parent_process, read_addresses, read_counters, read_netns, read_tuple, tcp_of,
+        voluntary_switches,
     },
     maps::{CONNS, CONNS_WERE_FULL, HANDLED, POLICY, config, count, offsets},
     policy::{bits, is_on, tcp_skip},
@@ -34,6 +35,15 @@ pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "inet_sock_set_state")]
 #[inline(always)]
 pub(crate) fn tcp_state_nested(ctx: BtfTracePointContext) -> i32 {
+    state_changed(&ctx, false);
+    0
+}
+
+/// The same hook once more, for kernels that preempt programs at tracepoints: two processes that are off the CPU inside
+/// the others keep both from all that happens there meanwhile.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+#[inline(always)]
+pub(crate) fn tcp_state_third(ctx: BtfTracePointContext) -> i32 {
     state_changed(&ctx, false);
     0
 }
@@ -98,6 +108,13 @@ pub(crate) fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
 /// The same hook again, for what interrupts `tcp_destroy`; see `tcp_state_nested`. The first one removed the entry.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub(crate) fn tcp_destroy_nested(ctx: BtfTracePointContext) -> i32 {
+    destroyed(ctx.arg(0));
+    0
+}
+
+/// The same hook once more; see `tcp_state_third`.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub(crate) fn tcp_destroy_third(ctx: BtfTracePointContext) -> i32 {
     destroyed(ctx.arg(0));
     0
 }
@@ -311,7 +328,7 @@ fn note_closer(tcp: Typed, conn: &mut Conn, config: &NetConfig) {
     if !owned_by_current(tcp) {
         return;
     }
-    let closer = current_process(config);
+    let mut closer = current_process(config);
     if closer.pid == config.agent_pid && conn.owner_pid != 0 {
         return;
     }
@@ -321,6 +338,18 @@ fn note_closer(tcp: Typed, conn: &mut Conn, config: &NetConfig) {
         && voluntary_switches(current_task()).wrapping_sub(conn.forker_nvcsw) <= SWITCHES_OF_FORK
     {
         return;
+    }
+    if is_executing() {
+        // A child that was forked for something else, with copies of all descriptors: this one was the last. Whoever
+        // closed its own before does not show any more.
+        if conn.forker_pid != 0 && conn.owner_pid == closer.pid {
+            conn.owner_pid = conn.forker_pid;
+            conn.forker_pid = 0;
+        }
+        if conn.owner_pid != 0 {
+            return;
+        }
+        closer = parent_process(config);
     }
     conn.closer_comm = closer.comm;
     conn.closer_cgroup = closer.cgroup;
