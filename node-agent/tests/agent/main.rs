@@ -16,6 +16,7 @@
 mod conntrack;
 mod dataway;
 mod degrade;
+mod forks;
 mod lifecycle;
 mod live;
 mod load;
