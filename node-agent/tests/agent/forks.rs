@@ -27,7 +27,11 @@ fn child() -> thread::JoinHandle<Child> {
             command.pre_exec(move || {
                 let written = libc::write(signal.as_raw_fd(), b"x".as_ptr().cast(), 1);
                 thread::sleep(BETWEEN);
-                if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+                if written == 1 {
+                    Ok(())
+                } else {
+                    Err(io::Error::last_os_error())
+                }
             });
         }
         command.spawn().unwrap()

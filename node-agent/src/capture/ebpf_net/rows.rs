@@ -1,11 +1,14 @@
 //! The rows of the current interval: contributions are summed by flow until the flush makes records of them.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    hash::BuildHasher as _,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, direction, folded};
 use ebpf_programs::net::fold_ports;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use records::{Direction, Endpoint, Family, Netflow, Port, Str, Transport};
 
 use super::ends::{Book, Ends, UnnamedEnds, Whose};
@@ -261,6 +264,8 @@ pub(super) struct Names<'a> {
     book: Option<Book>,
     unnamed: &'a UnnamedEnds,
     known: HashMap<(u32, Comm), Str, RandomState>,
+    /// Hashes of what the rows so far show of their keys.
+    shown: HashSet<u64, RandomState>,
     empty: Str,
 }
 
@@ -273,6 +278,7 @@ impl<'a> Names<'a> {
             book,
             unnamed,
             known: HashMap::default(),
+            shown: HashSet::default(),
             empty: "".into(),
         }
     }
@@ -280,6 +286,21 @@ impl<'a> Names<'a> {
     /// The book, to be given back.
     pub(super) fn into_book(self) -> Option<Book> {
         self.book
+    }
+
+    /// The time of a row. Two that show the same (a process changed its namespace, an address its holder) would be one and
+    /// the same point to a database: the second one is of a nanosecond later.
+    fn time(&mut self, key: &RowKey, time_unix_ns: i64) -> i64 {
+        let mut flow = key.flow;
+        flow.tuple.netns = 0;
+        let mut later = 0;
+        while !self
+            .shown
+            .insert(self.known.hasher().hash_one((flow, key.udp, key.nat, later)))
+        {
+            later += 1;
+        }
+        time_unix_ns + later
     }
 
     fn get(&mut self, pid: u32, comm: &Comm) -> Str {
@@ -324,7 +345,7 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
     };
     let mean = |sum: u64| sum.checked_div(row.rtt_count).unwrap_or(0);
     Netflow {
-        time_unix_ns,
+        time_unix_ns: names.time(key, time_unix_ns),
         local,
         remote,
         transport: if key.udp { Transport::Udp } else { Transport::Tcp },
@@ -419,6 +440,27 @@ mod tests {
             rows.add(&udp(port), &Row::default());
         }
         assert_eq!((rows.len(), rows.take_refused(), rows.take_refused()), (2, 1, 0));
+    }
+
+    #[test]
+    fn rows_that_show_the_same_have_times_of_their_own() {
+        let mut rows = Rows::new(10, Ends::default());
+        for netns in 0..3 {
+            let mut origin = udp(1);
+            origin.flow.tuple.netns = netns;
+            rows.add(&origin, &Row::default());
+        }
+        rows.add(&udp(2), &Row::default());
+        let (proc, unnamed) = (Proc::new("/nonexistent"), UnnamedEnds::default());
+        let mut names = Names::new(&proc, None, &unnamed);
+        let mut times = [0, 0];
+        while !rows.is_empty() {
+            for record in rows.take(Which::All, 1, 7, &mut names) {
+                let one = usize::from(record.local.port == Port::Number(2));
+                times[one] += record.time_unix_ns;
+            }
+        }
+        assert_eq!(times, [7 + 8 + 9, 7]);
     }
 
     #[test]
