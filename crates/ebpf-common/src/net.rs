@@ -467,6 +467,16 @@ pub struct Inherited {
     pub id: u64,
 }
 
+/// A process's last execve; keyed by thread group id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// When, monotonic nanoseconds.
+    pub at_ns: u64,
+    /// Voluntary context switches until then.
+    pub nvcsw: u64,
+}
+
 /// Settings that may change while programs run; one entry of an array map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -590,10 +600,6 @@ pub struct NetOffsets {
     pub task_btf: u32,
     /// `task_struct.real_parent`
     pub real_parent: u32,
-    /// The byte of `task_struct` with the bit `in_execve`.
-    pub in_execve: u32,
-    /// That bit in its byte.
-    pub in_execve_bit: u32,
     /// `task_struct.cgroups`
     pub cgroups: u32,
     /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` of the version 1 hierarchy that is used.
@@ -636,9 +642,10 @@ const _: () = {
     assert!(size_of::<UdpAgg>() == 80);
     assert!(size_of::<UdpSpillEvent>() == 136);
     assert!(size_of::<SockOwner>() == 32);
+    assert!(size_of::<Executed>() == 16);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 72);
-    assert!(size_of::<NetOffsets>() == 55 * 4);
+    assert!(size_of::<NetOffsets>() == 53 * 4);
 };
 
 // === impl SampleBlock ===
@@ -698,8 +705,6 @@ impl NetOffsets {
         next_fd: ABSENT,
         task_btf: ABSENT,
         real_parent: ABSENT,
-        in_execve: ABSENT,
-        in_execve_bit: ABSENT,
         cgroups: ABSENT,
         css_set_cgroup: ABSENT,
         css_cgroup: ABSENT,

@@ -159,13 +159,6 @@ impl KernelTypes {
         (member.bit_size == 0 && member.bit_offset % 8 == 0).then_some(member.bit_offset / 8)
     }
 
-    /// Offset in bits of a bit field one bit wide.
-    #[must_use]
-    pub fn bit(&self, name: &str, path: &str) -> Option<u32> {
-        let member = self.member(name, path)?;
-        (member.bit_size == 1).then_some(member.bit_offset)
-    }
-
     /// True if the kernel has a variable of that name; the type information tells of per-CPU ones only.
     #[must_use]
     pub fn has_variable(&self, name: &str) -> bool {

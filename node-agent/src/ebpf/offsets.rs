@@ -30,7 +30,6 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
             ABSENT
         })
     };
-    let in_execve = types.bit("task_struct", "in_execve");
     let offsets = NetOffsets {
         family: find("sock_common.skc_family", &[("sock_common", "skc_family")]),
         addrpair: find(
@@ -79,8 +78,6 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
         next_fd: find("files_struct.next_fd", &[("files_struct", "next_fd")]),
         task_btf: types.enumerator("BPF_FUNC_get_current_task_btf").map_or(ABSENT, |_| 1),
         real_parent: find("task_struct.real_parent", &[("task_struct", "real_parent")]),
-        in_execve: in_execve.map_or(ABSENT, |bit| bit / 8),
-        in_execve_bit: in_execve.map_or(ABSENT, |bit| bit % 8),
         cgroups: find("task_struct.cgroups", &[("task_struct", "cgroups")]),
         css_set_cgroup: cgroups.css_set_cgroup(types).unwrap_or(ABSENT),
         css_cgroup: match cgroups {
@@ -104,7 +101,6 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
         ("the cgroup of a css_set", offsets.css_set_cgroup),
         ("signal_struct.pids", offsets.tgid_pid),
         ("upid", offsets.upid_size),
-        ("task_struct.in_execve", offsets.in_execve),
     ] {
         if value == ABSENT {
             missing.push(label);

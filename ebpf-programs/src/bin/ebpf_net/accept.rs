@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::{fexit, kretprobe, raw_tracepoint},
     programs::{FExitContext, RawTracePointContext, RetProbeContext},
 };
-use ebpf_common::net::{Conn, Inherited, Tuple, direction};
+use ebpf_common::net::{Conn, Executed, Inherited, Tuple, direction};
 use ebpf_programs::net::state;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         Memory, Probed, Process, current_process_by_task, current_task, read, read_addresses, read_netns, sock_of_fd,
         tcp_of, voluntary_switches,
     },
-    maps::{CONNS, INHERITED, LAST_ACCEPT, config, offsets},
+    maps::{CONNS, EXECUTED, INHERITED, LAST_ACCEPT, config, offsets},
     policy::{bits, is_on},
     report::IPPROTO_TCP,
     tcp::{EMPTY, excluded, now},
@@ -107,6 +107,11 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
 pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     let Some(config) = config() else { return 0 };
     let process = current_process_by_task(config);
+    let executed = Executed {
+        at_ns: now(),
+        nvcsw: voluntary_switches(current_task()),
+    };
+    let _ = EXECUTED.insert(process.pid, &executed, BPF_ANY as u64);
     let Some(inherited) = INHERITED.get_ptr(process.pid) else {
         return 0;
     };
@@ -127,6 +132,17 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
         }
     }
     0
+}
+
+/// True if the process has hardly run since its execve, which closes descriptors after that hook.
+#[inline(always)]
+pub(crate) fn executed_just_now(pid: u32) -> bool {
+    let Some(executed) = EXECUTED.get_ptr(pid) else {
+        return false;
+    };
+    // SAFETY: a live map value of integers.
+    let executed = unsafe { *executed };
+    now().wrapping_sub(executed.at_ns) < CLOSES_NS && voluntary_switches(current_task()) == executed.nvcsw
 }
 
 /// Thread id: a process may accept in one thread and fork in another for something else.
@@ -170,6 +186,8 @@ fn accepted_lately() {
 const NEWEST_FDS: u32 = 4;
 /// A server's child has its connection among its first descriptors.
 const FDS_LOOKED_AT: u32 = 64;
+/// Longer than an execve closes descriptors.
+const CLOSES_NS: u64 = 5_000_000;
 /// Voluntary context switches that the fork itself may cost the forker.
 pub(crate) const SWITCHES_OF_FORK: u64 = 1;
 

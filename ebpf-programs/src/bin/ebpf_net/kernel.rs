@@ -295,13 +295,6 @@ pub(crate) fn parent_process(config: &NetConfig) -> Process {
     process_of(parent, parent.u32(offsets().tgid), config)
 }
 
-/// True while the current process is in execve: what it closes now are the descriptors marked close-on-exec.
-#[inline(always)]
-pub(crate) fn is_executing() -> bool {
-    let off = offsets();
-    Probed(current_task()).u8(off.in_execve) & (1 << (off.in_execve_bit & 7)) != 0
-}
-
 #[inline(always)]
 fn process_of<M: Memory>(task: M, pid: u32, config: &NetConfig) -> Process {
     let off = offsets();

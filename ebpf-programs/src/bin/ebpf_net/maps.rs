@@ -5,8 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::net::{
-    Adopt, Conn, FlowKey, Handled, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg, UdpKey,
-    UdpLast, stat,
+    Adopt, Conn, Executed, FlowKey, Handled, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg,
+    UdpKey, UdpLast, stat,
 };
 
 /// Kernel member offsets; filled before load, constant for the verifier.
@@ -37,6 +37,9 @@ pub(crate) static LAST_ACCEPT: LruHashMap<u32, Inherited> = LruHashMap::with_max
 /// Connection each forked child was made for.
 #[map]
 pub(crate) static INHERITED: LruHashMap<u32, Inherited> = LruHashMap::with_max_entries(8_192, 0);
+/// When each process executed a program last.
+#[map]
+pub(crate) static EXECUTED: LruHashMap<u32, Executed> = LruHashMap::with_max_entries(8_192, 0);
 /// What `tcp_state` did last on each CPU.
 #[map]
 pub(crate) static HANDLED: PerCpuArray<Handled> = PerCpuArray::with_max_entries(1, 0);

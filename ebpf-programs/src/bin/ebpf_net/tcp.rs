@@ -10,11 +10,10 @@ use ebpf_common::net::{Conn, FlowKey, Handled, NetConfig, TcpCounters, Tuple, di
 use ebpf_programs::net::{guess_direction, is_loopback, is_v4, state};
 
 use crate::{
-    accept::SWITCHES_OF_FORK,
+    accept::{SWITCHES_OF_FORK, executed_just_now},
     kernel::{
-        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_executing, is_orphan,
-        owned_by_current, parent_process, read_addresses, read_counters, read_netns, read_tuple, tcp_of,
-        voluntary_switches,
+        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current,
+        parent_process, read_addresses, read_counters, read_netns, read_tuple, tcp_of, voluntary_switches,
     },
     maps::{CONNS, CONNS_WERE_FULL, HANDLED, POLICY, config, count, offsets},
     policy::{bits, is_on, tcp_skip},
@@ -339,13 +338,9 @@ fn note_closer(tcp: Typed, conn: &mut Conn, config: &NetConfig) {
     {
         return;
     }
-    if is_executing() {
-        // A child that was forked for something else, with copies of all descriptors: this one was the last. Whoever
-        // closed its own before does not show any more.
-        if conn.forker_pid != 0 && conn.owner_pid == closer.pid {
-            conn.owner_pid = conn.forker_pid;
-            conn.forker_pid = 0;
-        }
+    if conn.owner_pid != closer.pid && executed_just_now(closer.pid) {
+        // A child that was forked for something else held copies of all descriptors until its execve, and of this one the
+        // last. Whoever used it closed it before.
         if conn.owner_pid != 0 {
             return;
         }

@@ -1,9 +1,6 @@
 //! The rows of the current interval: contributions are summed by flow until the flush makes records of them.
 
-use std::{
-    hash::BuildHasher as _,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv6Addr};
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, direction, folded};
