@@ -1,13 +1,18 @@
 //! What the product asks of the API server: nothing is written when nothing changed, and nothing is allowed that is not listed.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    time::Duration,
+};
 
 use anyhow::Context as _;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
 
-use super::world::{PRODUCT, World};
+use super::world::{COLLECTOR, PRODUCT, World};
 
 const ROUNDS: u32 = 100;
 
@@ -58,6 +63,14 @@ pub async fn run(world: &World) -> anyhow::Result<()> {
                     .or_default() += 1;
             }
         }
+        for (pod, asked) in asked(&lines) {
+            println!(
+                "    {pod}: {} requests in its first 10 s, then {} in {:.1} minutes",
+                asked.start,
+                asked.later,
+                asked.last.duration_since(asked.first).as_secs_f64() / 60.0
+            );
+        }
         println!(
             "    writes by the product in the audit log, leases apart: {}",
             writes.values().sum::<u32>()
@@ -74,6 +87,42 @@ pub async fn run(world: &World) -> anyhow::Result<()> {
     }
     anyhow::ensure!(changed.is_empty(), "written though nothing changed: {changed:?}");
     Ok(())
+}
+
+/// What one agent asked of the API server.
+#[derive(Default)]
+struct Asked {
+    first: Timestamp,
+    last: Timestamp,
+    start: u32,
+    later: u32,
+}
+
+/// By pod. A watch counts once.
+fn asked(lines: &[Value]) -> BTreeMap<String, Asked> {
+    let mut pods: BTreeMap<String, Asked> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for line in lines {
+        let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let pod = text("/user/extra/authentication.kubernetes.io~1pod-name/0");
+        let Ok(at) = text("/requestReceivedTimestamp").parse::<Timestamp>() else {
+            continue;
+        };
+        if !text("/user/username").ends_with(&format!(":{COLLECTOR}-agent")) || !seen.insert(text("/auditID")) {
+            continue;
+        }
+        let asked = pods.entry(pod.to_owned()).or_insert_with(|| Asked {
+            first: at,
+            ..Asked::default()
+        });
+        asked.last = at;
+        if at.duration_since(asked.first) < SignedDuration::from_secs(10) {
+            asked.start += 1;
+        } else {
+            asked.later += 1;
+        }
+    }
+    pods
 }
 
 /// Prints what each ServiceAccount of the product may do.

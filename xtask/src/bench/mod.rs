@@ -66,6 +66,8 @@ pub(crate) enum Part {
     Udp,
     /// Memory and drain time with many open connections
     Open,
+    /// Memory and processor time of a large cluster's names
+    Identity,
     /// `cargo bench` of the aggregator's crates
     Aggregator,
 }
@@ -130,6 +132,12 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
             }
         }
     }
+    if wanted(Part::Identity) {
+        document.text(
+            "Names of a cluster of 20,000 pods, 5,000 changes a minute",
+            &identity(&root)?,
+        );
+    }
     if wanted(Part::Aggregator) {
         for package in ["ec-records", "ec-aggregator"] {
             document.text(&format!("cargo bench -p {package}"), &cargo_bench(&root, package)?);
@@ -170,6 +178,19 @@ fn built(root: &Path, given: Option<&Path>, package: &str, binary: &str) -> Resu
             .current_dir(root),
     )?;
     Ok(project::target_dir()?.join("release").join(binary))
+}
+
+/// What the test of the cost of identity prints, optimised.
+fn identity(root: &Path) -> Result<String> {
+    eprintln!("cost of identity ...");
+    let text = project::output_text(
+        cargo()
+            .args(["test", "--quiet", "--release", "--package", "ec-node-agent"])
+            .args(["--test", "identity_cost", "--", "--nocapture"])
+            .current_dir(root),
+    )?;
+    let figures = text.lines().find(|line| line.contains("bytes per pod"));
+    Ok(figures.context("the test printed no figures")?.to_owned())
 }
 
 /// What the benchmarks of a package print, without the test harness' own lines.
