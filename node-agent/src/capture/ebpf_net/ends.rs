@@ -272,9 +272,9 @@ impl Book {
     /// False while the API may still tell more about the ends of this row.
     pub(super) fn is_settled(&mut self, key: &RowKey, row: &Row) -> bool {
         let when = self.when(row);
-        let old = when.now - when.first >= SETTLE_NS;
         let (local, remote) = self.ends(key, row);
         let there = key.nat.map_or_else(|| ip(key.flow.tuple.remote), |end| end.ip);
+        let old = row.first_ns == 0 || when.now - when.first >= self.names.patience(there, when.now);
         let less = remote.name.as_ref().err().or(remote.lesser.as_ref());
         let nobody = matches!(less, Some(Unnamed::Unknown | Unnamed::Outside));
         if old {

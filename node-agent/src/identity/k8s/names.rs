@@ -189,6 +189,12 @@ impl Names {
         self.0.store.read().by_address(ip, port, transport, when)
     }
 
+    /// How long the API may take to tell who has an address, nanoseconds; `now` is since 1970.
+    #[must_use]
+    pub fn patience(&self, ip: IpAddr, now: i64) -> i64 {
+        self.0.store.read().patience(ip, now)
+    }
+
     /// How many pods are remembered to have held an address: it grows when the address changes hands.
     #[must_use]
     pub fn holders(&self, ip: IpAddr) -> usize {

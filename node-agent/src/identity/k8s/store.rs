@@ -23,6 +23,8 @@ use tables::{Holders, Pods};
 const HISTORY_NS: i64 = 600 * 1_000_000_000;
 /// How long before a pod's end its service may have let its address go and still be its service.
 const LET_GO_NS: i64 = 60 * 1_000_000_000;
+/// A pod that has no address for so long does not start.
+const WAITS_NS: i64 = 60 * 1_000_000_000;
 /// Ended pods remembered at most.
 const HISTORY_MAX: usize = 16_384;
 /// `to` of what has not ended.
@@ -216,6 +218,10 @@ pub struct Store {
     let_go: HashMap<Uid, (Str, i64), RandomState>,
     /// Slices of a service, by namespace and name.
     slices_of: HashMap<(Str, Str), Vec<Uid>, RandomState>,
+    /// Pods that wait for an address.
+    waiting: HashSet<Uid, RandomState>,
+    /// Since when the youngest of them does.
+    waiting_since: i64,
     /// The kind of a pod without owner.
     pod_kind: Str,
     labels: Labels,
@@ -245,6 +251,8 @@ impl Store {
             lists: Lists::default(),
             let_go: HashMap::default(),
             slices_of: HashMap::default(),
+            waiting: HashSet::default(),
+            waiting_since: 0,
             pod_kind: "pod".into(),
             labels: Labels::default(),
         }
@@ -317,6 +325,11 @@ impl Store {
         let ips = [first, ips.next().and_then(address)];
         let list = self.lists.get(Kind::Pod);
         self.labels.set_pod(uid, &pod.metadata);
+        if first.is_some() || ended {
+            self.waiting.remove(&uid);
+        } else if self.waiting.insert(uid) {
+            self.waiting_since = now;
+        }
         let own = pod.spec.node_name.as_deref() == Some(&*self.node);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
@@ -387,6 +400,7 @@ impl Store {
             return;
         };
         entry.to = now;
+        self.waiting.remove(&uid);
         // Its slice lets it go shortly before or after.
         let let_go = self.let_go.remove(&uid).filter(|(_, when)| now - when < LET_GO_NS);
         let slice = entry.ips.iter().flatten().find_map(|ip| self.backs.get(ip));
@@ -403,6 +417,11 @@ impl Store {
             self.dropped += 1;
             self.forget_oldest();
         }
+    }
+
+    /// True while a young pod has no address yet that the API tells.
+    fn awaits_addresses(&self, now: i64) -> bool {
+        !self.waiting.is_empty() && now - self.waiting_since < WAITS_NS
     }
 
     /// Forgets what ended long ago. Call it now and then.

@@ -415,3 +415,37 @@ fn labels_become_tags_and_the_workloads_go_first() {
     apply(&mut store);
     assert!(tags(&store).is_empty());
 }
+
+#[test]
+fn an_address_may_take_longer_while_a_pod_waits_for_one() {
+    let mut store = Store::new("one");
+    let (inside, outside) = ("10.0.0.9".parse().unwrap(), "203.0.113.9".parse().unwrap());
+    let patience = |store: &Store, ip, seconds: i64| store.patience(ip, seconds * S) / S;
+    store.apply_pod(&pod(1, "old", "10.0.0.9", None), 100 * S);
+    store.delete_pod(&pod(1, "old", "10.0.0.9", None), 190 * S);
+    assert_eq!(patience(&store, inside, 200), 3);
+    let waits: Pod = of(
+        json!({"metadata": {"name": "young", "namespace": "shop", "uid": uid(2)},
+        "spec": {"nodeName": "one"}, "status": {"phase": "Pending"}}),
+    );
+    store.apply_pod(&waits, 200 * S);
+    assert_eq!((patience(&store, inside, 201), patience(&store, outside, 201)), (15, 3));
+    // What happens now may be the young one's, and is not put on the old one before that is told.
+    let when = |now: i64| When {
+        first: 195 * S,
+        last: 195 * S,
+        now: now * S,
+    };
+    assert_eq!(
+        answer(&store, "10.0.0.9", 80, when(205)).name,
+        Err(Unnamed::NotHeldThen)
+    );
+    assert_eq!(
+        answer(&store, "10.0.0.9", 80, when(211)).name.unwrap().pod,
+        "old".into()
+    );
+    // One that never gets an address holds nothing up.
+    assert_eq!(patience(&store, inside, 261), 3);
+    store.apply_pod(&pod(2, "young", "10.0.0.9", None), 262 * S);
+    assert_eq!(patience(&store, inside, 263), 3);
+}

@@ -12,6 +12,9 @@ const TRAIL_NS: i64 = 10 * 1_000_000_000;
 /// How long the API may take to tell who has an address. Until then the next holder may have talked already.
 pub const SETTLE_NS: i64 = 3 * 1_000_000_000;
 
+/// The same while pods are without an address that the API knows of: a busy kubelet tells late.
+const PATIENT_NS: i64 = 15 * 1_000_000_000;
+
 /// Why an end has no name, or a lesser one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unnamed {
@@ -207,6 +210,15 @@ impl Store {
         }))
     }
 
+    /// How long the API may take to tell who has this address.
+    pub fn patience(&self, ip: IpAddr, now: i64) -> i64 {
+        if unknown(ip) == Unnamed::Unknown && self.awaits_addresses(now) {
+            PATIENT_NS
+        } else {
+            SETTLE_NS
+        }
+    }
+
     /// The pod that held an address.
     fn holder(&self, ip: IpAddr, when: When) -> Answer {
         let uids = self.by_ip.of(ip);
@@ -240,7 +252,7 @@ impl Store {
             .max_by_key(|pod| pod.to);
         match trailing {
             // Who has it next would be known by now.
-            Some(pod) if when.now - when.first >= SETTLE_NS => Answer {
+            Some(pod) if when.now - when.first >= self.patience(ip, when.now) => Answer {
                 since: i64::MAX,
                 ..self.endpoint(pod, when)
             },
