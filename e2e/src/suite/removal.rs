@@ -53,9 +53,11 @@ pub async fn run(
     );
     world.helm(&["uninstall", "ebpf-collector", "--namespace", PRODUCT, "--wait"])?;
     let crd = "CustomResourceDefinition /ebpfcollectors.ebpfcollector.io";
-    // The namespace was made by `--create-namespace`, the Secret with the token by us.
+    // The API server registers a definition's group itself. The namespace was made by `--create-namespace`, the Secret with
+    // the token by us.
     let ours = [
         crd.to_owned(),
+        "APIService /v1alpha1.ebpfcollector.io".to_owned(),
         format!("Namespace /{PRODUCT}"),
         format!("Secret {PRODUCT}/dataway"),
     ];
