@@ -6,7 +6,7 @@ use std::{
     net::{TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use testkit::traffic::{
@@ -151,10 +151,18 @@ fn held_connections_agree_with_the_kernels_own_counts() {
     let text = format!("tcp-hold --dst=127.0.0.1 --port={port} --connections=20 --rounds=3 --pause-ms=1 --hold");
     let mut client = stage.start("h-c", &words(&text)).unwrap();
     client.expect("holding").unwrap();
-    let output = Command::new("ss")
-        .args(["-tinOH", "state", "established", "dport", &format!("= {port}")])
-        .output();
-    let kernel = String::from_utf8(output.expect("ss (package iproute2) is needed").stdout).unwrap();
+    // What was written may wait for a moment, where the kernel paces.
+    let deadline = Instant::now() + PATIENCE;
+    let kernel = loop {
+        let output = Command::new("ss")
+            .args(["-tinOH", "state", "established", "dport", &format!("= {port}")])
+            .output();
+        let kernel = String::from_utf8(output.expect("ss (package iproute2) is needed").stdout).unwrap();
+        let all_sent = kernel.lines().all(|line| line.split_whitespace().nth(1) == Some("0"));
+        if all_sent || Instant::now() > deadline {
+            break kernel;
+        }
+    };
     let sum_of = |key: &str| -> u64 {
         kernel
             .split_whitespace()
