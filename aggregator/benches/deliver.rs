@@ -190,6 +190,7 @@ fn batch(number: u32) -> RecordBatch {
     };
     RecordBatch {
         netflow: (0..BATCH).map(&mut row).collect(),
+        ..RecordBatch::default()
     }
 }
 

@@ -76,7 +76,13 @@ impl Agent {
     fn fill(&mut self, more: bool) {
         while more && self.unacked.len() < WINDOW {
             let netflow = (self.next_record..self.next_record + BATCH).map(record).collect();
-            self.unacked.insert(self.next_seq, RecordBatch { netflow });
+            self.unacked.insert(
+                self.next_seq,
+                RecordBatch {
+                    netflow,
+                    ..RecordBatch::default()
+                },
+            );
             self.next_seq += 1;
             self.next_record += BATCH;
         }

@@ -279,12 +279,12 @@ async fn forward(
 ) {
     let mut sampler = Sampler::new(rand::rngs::SmallRng::from_os_rng());
     while let Some(mut batch) = batches.recv().await {
-        let records = batch.netflow.len() as u64;
+        let records = batch.len() as u64;
         let sampling = config.borrow().sampling.clone();
         let left_out = sampler.keep(&mut batch, &sampling, monotonic_ns());
         stage.entered(records);
         stage.skipped("sampled", left_out);
-        if !batch.netflow.is_empty() {
+        if !batch.is_empty() {
             uplink.send(batch).await;
         }
         stage.emitted(records - left_out);

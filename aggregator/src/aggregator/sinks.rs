@@ -277,7 +277,7 @@ fn outlet(config: &SinkConfig, sink: &Arc<Sink>) -> Result<Outlet, StartError> {
                 source,
             }),
         },
-        SinkKind::Stdout(format) => Terminal::start(*format, Arc::clone(sink))
+        SinkKind::Stdout(_) => Terminal::start(Arc::clone(sink))
             .map(Outlet::Terminal)
             .map_err(|source| StartError::Thread { name: "stdout", source }),
     }

@@ -162,6 +162,7 @@ impl Stream {
             last_seq,
             limits,
             takes_node_reports: true,
+            takes_records: proto::takes_records(),
         };
         self.answer(server_message::Kind::HelloAck(ack)).await?;
         Ok(claim)
@@ -322,7 +323,7 @@ impl Session {
 
     /// Decodes a batch; one that can not be is answered with a Nack before the stream ends.
     async fn take(&mut self, batch: v1::Batch, last_seq: u64) -> Result<(u64, RecordBatch), End> {
-        let (seq, records) = (batch.seq, u64::try_from(batch.netflow.len()).unwrap_or(u64::MAX));
+        let (seq, records) = (batch.seq, u64::try_from(batch.records()).unwrap_or(u64::MAX));
         let (reason, text) = if seq != 0 && seq <= last_seq {
             (
                 "seq_order",

@@ -4,8 +4,8 @@ use std::{collections::HashMap, io::Write as _, num::NonZero, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use records::{
-    Globals,
-    encode::{Body, BodyBuilder, PointEncoder},
+    Category, Globals, Measurement, RecordBatch,
+    encode::{Body, BodyBuilder, Format, PointEncoder, PointTooLarge},
 };
 
 use super::Delivery;
@@ -17,6 +17,7 @@ const MAX_GLOBALS: usize = 4096;
 /// One body ready for a queue or a text sink.
 #[derive(Debug)]
 pub(crate) struct Packed {
+    pub(crate) category: Category,
     pub(crate) points: u32,
     pub(crate) raw_len: u32,
     pub(crate) gzip: bool,
@@ -60,32 +61,33 @@ impl Encoders {
         }
         let mut out = Vec::with_capacity(plan.forms.len());
         for (index, (form, _)) in plan.forms.iter().enumerate() {
-            let mut builder = BodyBuilder::new(form.format, form.limit);
-            let mut raw: Vec<Body> = Vec::new();
-            let mut too_large = 0;
-            for delivery in deliveries {
-                let encoder = self
-                    .by_form
-                    .get(&delivery.globals)
-                    .and_then(|encoders| encoders.get(index));
-                let Some(encoder) = encoder else { continue };
-                for row in &delivery.batch.netflow {
-                    match builder.push(encoder, row) {
-                        Ok(full) => raw.extend(full),
-                        Err(error) => {
-                            if too_large == 0 {
+            let mut encoded = Encoded::default();
+            for categories in split(form.format) {
+                let mut builder = BodyBuilder::new(form.format, form.limit);
+                let mut raw: Vec<Body> = Vec::new();
+                for kind in Measurement::ALL {
+                    if !categories.contains(&kind.category()) {
+                        continue;
+                    }
+                    for delivery in deliveries {
+                        let encoder = self
+                            .by_form
+                            .get(&delivery.globals)
+                            .and_then(|encoders| encoders.get(index));
+                        let Some(encoder) = encoder else { continue };
+                        push(kind, &delivery.batch, &mut builder, encoder, &mut raw, |error| {
+                            if encoded.too_large == 0 {
                                 tracing::error!(node = %delivery.id.node, %error, "A record cannot be sent and is lost");
                             }
-                            too_large += 1;
-                        }
+                            encoded.too_large += 1;
+                        });
                     }
                 }
+                raw.extend(builder.finish());
+                let category = categories.first().copied().unwrap_or(Category::Network);
+                encoded.bodies.extend(pack(form, category, raw, self.workers));
             }
-            raw.extend(builder.finish());
-            out.push(Encoded {
-                bodies: pack(form, raw, self.workers),
-                too_large,
-            });
+            out.push(encoded);
         }
         out
     }
@@ -109,11 +111,43 @@ impl Encoders {
     }
 }
 
+/// The categories that go into bodies of their own: DataWay takes each at another path, a text takes all.
+fn split(format: Format) -> &'static [&'static [Category]] {
+    match format {
+        Format::Protobuf | Format::LineProtocol => &[&[Category::Network], &[Category::Logging]],
+        Format::Json | Format::Table => &[&Category::ALL],
+    }
+}
+
+/// Adds the records of one kind.
+fn push(
+    kind: Measurement,
+    batch: &RecordBatch,
+    builder: &mut BodyBuilder,
+    encoder: &PointEncoder,
+    full: &mut Vec<Body>,
+    mut too_large: impl FnMut(PointTooLarge),
+) {
+    let mut done = |pushed: Result<Option<Body>, PointTooLarge>| match pushed {
+        Ok(body) => full.extend(body),
+        Err(error) => too_large(error),
+    };
+    match kind {
+        Measurement::Netflow => batch.netflow.iter().for_each(|row| done(builder.push(encoder, row))),
+        Measurement::Httpflow => batch.httpflow.iter().for_each(|row| done(builder.push(encoder, row))),
+        Measurement::Dnsflow => batch.dnsflow.iter().for_each(|row| done(builder.push(encoder, row))),
+        Measurement::Bash => batch.bash.iter().for_each(|row| done(builder.push(encoder, row))),
+    }
+}
+
 /// Compresses bodies, in parallel if there are several.
-fn pack(form: &Form, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
+fn pack(form: &Form, category: Category, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
     let workers = workers.min(raw.len());
     if form.gzip_level == 0 || workers <= 1 {
-        return raw.into_iter().map(|body| pack_one(form.gzip_level, body)).collect();
+        return raw
+            .into_iter()
+            .map(|body| pack_one(form.gzip_level, category, body))
+            .collect();
     }
     let share = raw.len().div_ceil(workers);
     let mut shares: Vec<Vec<Body>> = Vec::with_capacity(workers);
@@ -129,7 +163,7 @@ fn pack(form: &Form, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
     let work = move |share: Vec<Body>| {
         share
             .into_iter()
-            .map(|body| pack_one(level, body))
+            .map(|body| pack_one(level, category, body))
             .collect::<Vec<Packed>>()
     };
     std::thread::scope(|scope| {
@@ -150,9 +184,10 @@ fn pack(form: &Form, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
     })
 }
 
-fn pack_one(gzip_level: u32, body: Body) -> Packed {
+fn pack_one(gzip_level: u32, category: Category, body: Body) -> Packed {
     let raw_len = u32::try_from(body.bytes.len()).unwrap_or(u32::MAX);
     let plain = |bytes| Packed {
+        category,
         points: body.points,
         raw_len,
         gzip: false,
@@ -165,6 +200,7 @@ fn pack_one(gzip_level: u32, body: Body) -> Packed {
     // Writing to memory does not fail; should it ever, the body goes uncompressed.
     match gzip.write_all(&body.bytes).and_then(|()| gzip.finish()) {
         Ok(bytes) => Packed {
+            category,
             points: body.points,
             raw_len,
             gzip: true,

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use records::encode::Format;
+use records::{Category, encode::Format};
 
 const VERSION: u8 = 1;
 const LEN: usize = 36;
@@ -26,6 +26,8 @@ pub(crate) struct PkgIds {
 pub(crate) struct BodyMeta {
     /// Form of the points.
     pub(crate) format: Format,
+    /// Where the points belong.
+    pub(crate) category: Category,
     /// Stored (and sent) gzip-compressed.
     pub(crate) gzip: bool,
     /// Points inside.
@@ -109,7 +111,11 @@ impl BodyMeta {
             Format::Json => 3,
             Format::Table => 4,
         };
-        put(&[VERSION, format, u8::from(self.gzip), 0]);
+        let category = match self.category {
+            Category::Network => 0,
+            Category::Logging => 1,
+        };
+        put(&[VERSION, format, u8::from(self.gzip), category]);
         put(&self.points.to_le_bytes());
         put(&self.raw_len.to_le_bytes());
         put(&self.wire_len.to_le_bytes());
@@ -123,7 +129,7 @@ impl BodyMeta {
         if bytes.len() != LEN {
             return None;
         }
-        let ([VERSION, format, gzip, 0], rest) = bytes.split_first_chunk()? else {
+        let ([VERSION, format, gzip, category], rest) = bytes.split_first_chunk()? else {
             return None;
         };
         let (points, rest) = rest.split_first_chunk()?;
@@ -136,6 +142,11 @@ impl BodyMeta {
                 2 => Format::LineProtocol,
                 3 => Format::Json,
                 4 => Format::Table,
+                _ => return None,
+            },
+            category: match category {
+                0 => Category::Network,
+                1 => Category::Logging,
                 _ => return None,
             },
             gzip: *gzip == 1,
@@ -181,6 +192,7 @@ mod tests {
     fn stored_form_round_trips_and_damage_is_refused() {
         let meta = BodyMeta {
             format: Format::LineProtocol,
+            category: Category::Logging,
             gzip: true,
             points: 3,
             raw_len: 1 << 20,
@@ -204,6 +216,7 @@ mod tests {
             let pkg = PkgIds::new().next(1);
             BodyMeta {
                 format: Format::Json,
+                category: Category::Network,
                 gzip: false,
                 points: 1,
                 raw_len: 1,

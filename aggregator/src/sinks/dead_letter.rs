@@ -1,6 +1,6 @@
 //! Dead letters: bodies that a sink refused for good, kept with its answer for a person to look at.
 //!
-//! One JSON object per line: `time` (RFC 3339), `sink`, `status`, `answer`, `points`, `pkg_id`, `content_type`,
+//! One JSON object per line: `time` (RFC 3339), `sink`, `status`, `answer`, `points`, `pkg_id`, `category`, `content_type`,
 //! `content_encoding`, `body_base64`. Files are `<dir>/<sink>-<number>.jsonl`; all of one sink stay within a bound, the
 //! oldest file goes first.
 
@@ -35,6 +35,7 @@ struct Letter<'a> {
     answer: &'a str,
     points: u32,
     pkg_id: String,
+    category: &'a str,
     content_type: &'a str,
     content_encoding: &'a str,
     body_base64: String,
@@ -70,6 +71,7 @@ impl DeadLetters {
             answer,
             points: body.meta.points,
             pkg_id: body.meta.pkg.to_string(),
+            category: body.meta.category.as_str(),
             content_type: body.meta.format.content_type(),
             content_encoding: if body.meta.gzip { "gzip" } else { "identity" },
             body_base64: base64::engine::general_purpose::STANDARD.encode(&body.bytes),

@@ -13,10 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use records::encode::table_header;
-
 use super::Sink;
-use crate::config::{FileConfig, TextFormat};
+use crate::config::FileConfig;
 
 /// Chunks that wait for the terminal.
 const TERMINAL_QUEUE: usize = 16;
@@ -48,9 +46,7 @@ impl FileSink {
         }
         let file = File::options().create(true).append(true).open(&config.path)?;
         let len = file.metadata()?.len();
-        let mut sink = Self { config, file, len };
-        sink.head()?;
-        Ok(sink)
+        Ok(Self { config, file, len })
     }
 
     /// Appends and syncs. On an error the file is as before.
@@ -94,15 +90,6 @@ impl FileSink {
         }
     }
 
-    fn head(&mut self) -> io::Result<()> {
-        if self.len == 0 && self.config.format == TextFormat::Table {
-            let head = table_header();
-            self.file.write_all(head.as_bytes())?;
-            self.len = head.len() as u64;
-        }
-        Ok(())
-    }
-
     fn rotate(&mut self) -> io::Result<()> {
         let numbered = |n: u32| {
             let mut name = self.config.path.clone().into_os_string();
@@ -122,7 +109,7 @@ impl FileSink {
             self.file = File::options().create(true).append(true).open(&self.config.path)?;
         }
         self.len = 0;
-        self.head()
+        Ok(())
     }
 }
 
@@ -130,13 +117,10 @@ impl FileSink {
 
 impl Terminal {
     /// Starts the writing thread.
-    pub(crate) fn start(format: TextFormat, sink: Arc<Sink>) -> io::Result<Self> {
+    pub(crate) fn start(sink: Arc<Sink>) -> io::Result<Self> {
         let (queue, chunks) = mpsc::sync_channel::<(Vec<u8>, u64)>(TERMINAL_QUEUE);
         let write = move || {
             let mut out = io::stdout().lock();
-            if format == TextFormat::Table {
-                let _ = out.write_all(table_header().as_bytes());
-            }
             for (text, points) in chunks {
                 match out.write_all(&text).and_then(|()| out.flush()) {
                     Ok(()) => {
@@ -195,6 +179,7 @@ impl Drop for Terminal {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use crate::config::TextFormat;
 
     fn config(path: PathBuf, rotate_bytes: Option<u64>) -> FileConfig {
         FileConfig {
@@ -233,19 +218,5 @@ mod tests {
             (vec![6, 7], vec![4, 5], vec![2, 3])
         );
         assert!(!dir.path().join("rows.3").exists());
-    }
-
-    #[test]
-    fn a_table_begins_with_its_head() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows");
-        for _ in 0..2 {
-            FileSink::open(FileConfig {
-                format: TextFormat::Table,
-                ..config(path.clone(), None)
-            })
-            .unwrap();
-        }
-        assert_eq!(std::fs::read_to_string(path).unwrap(), table_header());
     }
 }

@@ -77,6 +77,7 @@ pub fn delivery(boot_id: u64, seq: u64, numbers: Range<u32>) -> Delivery {
         globals: globals(),
         batch: RecordBatch {
             netflow: numbers.map(record).collect(),
+            ..RecordBatch::default()
         },
     }
 }

@@ -176,7 +176,7 @@ async fn oversized_messages_are_refused_as_such() {
         .say(Kind::Batch(v1::Batch {
             seq: 1,
             strings,
-            netflow: Vec::new(),
+            ..v1::Batch::default()
         }))
         .await;
     let status = client.end().await;

@@ -244,6 +244,7 @@ pub fn flows(n: u64) -> RecordBatch {
     });
     RecordBatch {
         netflow: netflow.collect(),
+        ..RecordBatch::default()
     }
 }
 

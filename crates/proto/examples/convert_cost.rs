@@ -91,5 +91,6 @@ fn batch() -> RecordBatch {
     });
     RecordBatch {
         netflow: netflow.collect(),
+        ..RecordBatch::default()
     }
 }

@@ -18,3 +18,39 @@ pub mod v1 {
 
 /// The version of the protocol this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Field of `Batch` that carries records of a kind.
+#[must_use]
+pub const fn batch_field(measurement: records::Measurement) -> u32 {
+    match measurement {
+        records::Measurement::Netflow => 10,
+        records::Measurement::Httpflow => 11,
+        records::Measurement::Dnsflow => 12,
+        records::Measurement::Bash => 13,
+    }
+}
+
+/// What this build's aggregator says in `HelloAck.takes_records`.
+#[must_use]
+pub fn takes_records() -> Vec<u32> {
+    let kinds = records::Measurement::ALL.into_iter().map(batch_field);
+    kinds.filter(|field| *field > 10).collect()
+}
+
+// === impl Batch ===
+
+impl v1::Batch {
+    /// Records of all kinds.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        let Self {
+            seq: _,
+            strings: _,
+            netflow,
+            httpflow,
+            dnsflow,
+            bash,
+        } = self;
+        netflow.len() + httpflow.len() + dnsflow.len() + bash.len()
+    }
+}

@@ -12,6 +12,8 @@ pub struct Column {
     pub name: &'static str,
     /// Tag or field.
     pub role: Role,
+    /// Type of the value; tags are text.
+    pub ty: Type,
     /// Unit of a field.
     pub unit: Unit,
     /// One sentence for the documentation.
@@ -22,13 +24,24 @@ pub struct Column {
     pub(crate) cell: Cell,
 }
 
-/// Tags are strings that identify a row; fields are its values, all of type int.
+/// Tags are strings that identify a row; fields are its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Indexed string.
     Tag,
-    /// Integer value.
+    /// Value.
     Field,
+}
+
+/// Type of a value, spelled as in the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// `int`
+    Int,
+    /// `string`
+    Text,
+    /// `bool`
+    Bool,
 }
 
 /// Unit of a field, spelled as in the documentation.
@@ -42,6 +55,8 @@ pub enum Unit {
     Count,
     /// `μs`
     Microseconds,
+    /// `ns`
+    Nanoseconds,
 }
 
 /// Which outputs carry a column.
@@ -49,6 +64,8 @@ pub enum Unit {
 pub enum Output {
     /// Part of the documented measurement: every output.
     Documented,
+    /// Every output: our own addition to the documented measurement.
+    Addition,
     /// Only JSON lines: our own addition that a DataWay would not know.
     JsonOnly,
     /// Every output, but only with [`crate::encode::EncodeOptions::compat_keys`].
@@ -90,6 +107,32 @@ pub(crate) enum Counter {
     TcpEstablished,
     DatagramsRead,
     DatagramsWritten,
+    Count,
+    Latency,
+    LatencyMax,
+    Rcode,
+    StatusCode,
+    GrpcStatus,
+}
+
+/// A text that only one kind of record has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TextOf {
+    Method,
+    Path,
+    HttpVersion,
+    QueryName,
+    QueryType,
+    User,
+    Cmd,
+    Message,
+}
+
+/// A value of a record's optional part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Text(TextOf),
+    Counter(Counter),
 }
 
 /// Where the value of a column comes from.
@@ -125,6 +168,14 @@ pub(crate) enum Cell {
     TcpCounter(Counter),
     /// Rows of UDP only.
     UdpCounter(Counter),
+    /// Only where the record has its optional part: a query's name, a gRPC status.
+    Optional(Part),
+    /// Every row.
+    Text(TextOf),
+    /// Whether a text was cut.
+    Truncated,
+    /// Names of the local end where there are any, else no column.
+    OwnK8s(K8sKey),
     /// Bytes that the client sent.
     ClientSent,
     /// Bytes that the server sent.
@@ -138,6 +189,7 @@ impl Column {
         Self {
             name,
             role: Role::Tag,
+            ty: Type::Text,
             unit: Unit::None,
             doc,
             output: Output::Documented,
@@ -149,7 +201,21 @@ impl Column {
         Self {
             name,
             role: Role::Field,
+            ty: Type::Int,
             unit,
+            doc,
+            output: Output::Documented,
+            cell,
+        }
+    }
+
+    /// A field of another type than int, which has no unit.
+    pub(crate) const fn value(name: &'static str, ty: Type, cell: Cell, doc: &'static str) -> Self {
+        Self {
+            name,
+            role: Role::Field,
+            ty,
+            unit: Unit::None,
             doc,
             output: Output::Documented,
             cell,
@@ -178,16 +244,32 @@ impl Unit {
             Self::Bytes => "B",
             Self::Count => "count",
             Self::Microseconds => "μs",
+            Self::Nanoseconds => "ns",
+        }
+    }
+}
+
+// === impl Type ===
+
+impl Type {
+    /// Spelling in the documentation.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Int => "int",
+            Self::Text => "string",
+            Self::Bool => "bool",
         }
     }
 }
 
 /// The documentation of a measurement as Markdown: its tags, its fields, and where they are written.
 #[must_use]
-pub fn markdown(measurement: &str, columns: &[Column]) -> String {
-    let mut out = format!("## `{measurement}`\n");
+pub fn markdown(measurement: &str, category: &str, columns: &[Column]) -> String {
+    let mut out = format!("## `{measurement}`\n\nCategory `{category}`.\n");
     for (output, title) in [
         (Output::Documented, ""),
+        (Output::Addition, " (additions, in every output)"),
         (Output::JsonOnly, " (JSON lines only)"),
         (Output::Compat, " (only with compatibility keys switched on)"),
     ] {
@@ -206,9 +288,10 @@ pub fn markdown(measurement: &str, columns: &[Column]) -> String {
             for column in of(Role::Field) {
                 let _ = writeln!(
                     out,
-                    "| `{}` | {} | int | {} |",
+                    "| `{}` | {} | {} | {} |",
                     column.name,
                     column.doc,
+                    column.ty.as_str(),
                     column.unit.as_str()
                 );
             }

@@ -4,7 +4,7 @@ mod table;
 
 use std::{net::IpAddr, sync::Arc};
 
-pub use table::{CATEGORY, COLUMNS, MEASUREMENT};
+pub use table::COLUMNS;
 
 use crate::{Direction, Endpoint, Family, K8sEndpoint, Str, Transport};
 

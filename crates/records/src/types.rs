@@ -88,13 +88,6 @@ pub struct Globals {
     pub tags: Vec<(Str, Str)>,
 }
 
-/// Records of one flush, grouped by kind so that encoders run over flat slices.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RecordBatch {
-    /// Measurement `netflow`.
-    pub netflow: Vec<crate::Netflow>,
-}
-
 // === impl IpType ===
 
 impl IpType {
@@ -110,22 +103,5 @@ impl IpType {
             IpAddr::V6(v6) if v6.is_multicast() => Self::Multicast,
             _ => Self::Other,
         }
-    }
-}
-
-// === impl RecordBatch ===
-
-impl RecordBatch {
-    /// Number of records of all kinds.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let Self { netflow } = self;
-        netflow.len()
-    }
-
-    /// True when there is no record of any kind.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }

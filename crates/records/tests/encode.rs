@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{any_row, decode_lines, decode_protobuf, expected, globals, tcp_row, udp_row, without_empty};
+use common::{Other, any_row, decode_lines, decode_protobuf, expected, globals, tcp_row, udp_row, without_empty};
 use ec_records::{
-    Netflow,
-    encode::{EncodeOptions, Format, PointEncoder, table_header},
+    Measurement,
+    encode::{BodyBuilder, EncodeOptions, Format, PointEncoder, Record, table_header},
 };
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn encoder(format: Format) -> PointEncoder {
     PointEncoder::new(format, &globals(GLOBALS), EncodeOptions::default())
 }
 
-fn encode(encoder: &PointEncoder, rows: &[Netflow]) -> Vec<u8> {
+fn encode<R: Record>(encoder: &PointEncoder, rows: &[R]) -> Vec<u8> {
     let mut out = Vec::new();
     for row in rows {
         encoder.encode_into(row, &mut out).expect("fits");
@@ -147,7 +147,7 @@ fn protobuf_bytes_of_the_first_tag() {
 #[test]
 fn table_columns_line_up_under_their_heads() {
     let text = String::from_utf8(encode(&encoder(Format::Table), &[tcp_row()])).unwrap();
-    let head = table_header();
+    let head = table_header(Measurement::Netflow);
     assert_eq!(text.len(), head.len(), "\n{head}{text}");
     for (title, value) in [
         ("LOCAL ", "10.0.0.7:* "),
@@ -244,4 +244,136 @@ fn compat_keys_follow_the_client_and_the_server() {
     let own = PointEncoder::new(Format::Protobuf, &globals(&[("service", "shop")]), options);
     assert!(own.adjustments().is_empty());
     assert_eq!(decode_protobuf(&encode(&own, &[tcp_row()]))[0].tags["service"], "shop");
+}
+
+#[test]
+fn fields_of_every_type_arrive_in_protobuf() {
+    let encoder = PointEncoder::new(Format::Protobuf, &globals(&[("host", "h")]), EncodeOptions::default());
+    let rows = [common::httpflow(udp_row(), None), common::httpflow(tcp_row(), Some(14))];
+    let bytes = encode(&encoder, &rows);
+    let points = decode_protobuf(&bytes);
+    for (point, row) in points.iter().zip(&rows) {
+        let base = if row.grpc_status.is_some() {
+            tcp_row()
+        } else {
+            udp_row()
+        };
+        let mut tags = expected(&base, &[("host", "h")]).tags;
+        tags.insert("source".to_owned(), "httpflow".to_owned());
+        assert_eq!((point.name.as_str(), &point.tags), ("httpflow", &tags));
+        let mut fields = std::collections::BTreeMap::from([
+            ("bytes_read", 11),
+            ("bytes_written", 12),
+            ("count", 7),
+            ("latency", i64::MAX),
+            ("status_code", 404),
+        ]);
+        fields.extend(row.grpc_status.map(|status| ("grpc_status", status.into())));
+        let got = point.fields.iter().map(|(key, value)| (key.as_str(), *value));
+        assert!(got.eq(fields), "{:?}", point.fields);
+        let text = |text: &str| Other::Text(text.to_owned());
+        let others = [
+            ("http_version", text("1.1")),
+            ("method", text("GET")),
+            ("path", text("/a \"b\" c\\d,e=f\n")),
+            ("truncated", Other::Bool(true)),
+        ];
+        let got = point.others.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        assert!(got.eq(others), "{:?}", point.others);
+    }
+    let bash = encode(&encoder, &[common::bash(true), common::bash(false)]);
+    for (decoded, bytes) in [(&bytes, &bytes), (&bash, &bash)] {
+        let points = <common::pb::Points as prost::Message>::decode(&**decoded).unwrap();
+        assert_eq!(&prost::Message::encode_to_vec(&points), bytes, "shortest form");
+    }
+    let points = decode_protobuf(&bash);
+    assert_eq!(
+        points[0].others["cmd"],
+        Other::Text(common::bash(true).cmd.to_string()),
+        "texts are not cut"
+    );
+    assert_eq!(points[0].others["pid"], Other::Text("17".to_owned()));
+    assert_eq!(points[0].tags["k8s_pod_name"], "coredns-1");
+    assert_eq!(points[1].tags.keys().collect::<Vec<_>>(), ["host"]);
+}
+
+#[test]
+fn lines_of_the_other_measurements() {
+    let encoder = PointEncoder::new(
+        Format::LineProtocol,
+        &globals(&[("host", "h")]),
+        EncodeOptions::default(),
+    );
+    let line = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let http = line(encode(&encoder, &[common::httpflow(tcp_row(), None)]));
+    assert!(
+        http.ends_with(
+            " bytes_read=11i,bytes_written=12i,count=7i,http_version=\"1.1\",latency=9223372036854775807i,method=\"GET\",\
+             path=\"/a \\\"b\\\" c\\\\d,e=f\n\",status_code=404i,truncated=true 1790000000123456789\n"
+        ),
+        "{http}"
+    );
+    let dns = line(encode(
+        &encoder,
+        &[
+            common::dnsflow(tcp_row(), Some(("a b.example", "AAAA"))),
+            common::dnsflow(tcp_row(), None),
+        ],
+    ));
+    assert!(dns.starts_with("dnsflow,direction=outgoing,"), "{dns}");
+    assert!(!dns.contains("pid=") && !dns.contains("dst_nat"), "{dns}");
+    assert!(
+        dns.contains(",host=h,query_name=a\\ b.example,query_type=AAAA,source=dnsflow,"),
+        "{dns}"
+    );
+    assert_eq!(dns.matches("query_name").count(), 1, "only where it is reported");
+    assert!(
+        dns.ends_with(" count=3i,latency=0i,latency_max=0i,rcode=-1i 1790000000123456789\n"),
+        "{dns}"
+    );
+    let bash = line(encode(&encoder, &[common::bash(false)]));
+    assert!(bash.starts_with("bash,host=h cmd=\"echo \\\"xxx"), "{bash}");
+    assert!(
+        bash.contains("\",message=\"2026-09-21T14:13:20Z pid:`17` user:`ann` cmd:`echo \\\"x"),
+        "{bash}"
+    );
+    assert!(
+        bash.ends_with(",pid=\"17\",status=\"info\",truncated=false,user=\"ann\" 1790000000123456789\n"),
+        "{bash}"
+    );
+}
+
+#[test]
+fn json_has_numbers_texts_and_truths() {
+    let encoder = PointEncoder::new(Format::Json, &globals(&[("host", "h")]), EncodeOptions::default());
+    let object = |bytes: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&bytes).unwrap();
+    let http = object(encode(&encoder, &[common::httpflow(tcp_row(), Some(0))]));
+    assert_eq!(http["measurement"], "httpflow");
+    assert_eq!(http["path"], "/a \"b\" c\\d,e=f\n");
+    assert_eq!((&http["truncated"], &http["grpc_status"]), (&true.into(), &0.into()));
+    let row = common::bash(true);
+    let bash = object(encode(&encoder, std::slice::from_ref(&row)));
+    assert_eq!((&bash["cmd"], &bash["pid"]), (&(*row.cmd).into(), &"17".into()));
+    assert_eq!(bash["status"], "info");
+}
+
+#[test]
+fn tables_have_a_head_for_each_kind() {
+    let encoder = encoder(Format::Table);
+    let mut body = BodyBuilder::new(Format::Table, 1 << 20);
+    for _ in 0..2 {
+        body.push(&encoder, &tcp_row()).unwrap();
+    }
+    body.push(&encoder, &common::httpflow(tcp_row(), None)).unwrap();
+    body.push(&encoder, &common::dnsflow(tcp_row(), Some(("a\nb", "A"))))
+        .unwrap();
+    body.push(&encoder, &common::bash(false)).unwrap();
+    let body = body.finish().unwrap();
+    assert_eq!(body.points, 5);
+    let text = String::from_utf8(body.bytes).unwrap();
+    assert_eq!(text.lines().count(), 9, "{text}");
+    for kind in Measurement::ALL {
+        assert_eq!(text.matches(table_header(kind)).count(), 1, "{text}");
+    }
+    assert!(text.contains(" A a b\n"), "{text}");
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use api::AgentConfig;
-use records::{encode::check, netflow::COLUMNS};
+use records::{Measurement, encode::check};
 use telemetry::Telemetry;
 use tokio::{sync::watch, time};
 
@@ -71,7 +71,8 @@ fn labels(config: &AgentConfig) -> Labels {
     {
         let tag = format!("{prefix}{label}");
         let key = check::clean_key(&tag);
-        let column = COLUMNS.iter().any(|column| column.name == key);
+        let mut columns = Measurement::ALL.into_iter().flat_map(Measurement::columns);
+        let column = columns.any(|column| column.name == key);
         let taken = column || key == "host" || key == "service" || config.tags.contains_key(&*key);
         if taken || labels.iter().any(|(_, other)| check::clean_key(other) == key) {
             tracing::warn!(label, %key, "A label is left out: there is a tag of this name; choose another workload_label_prefix");

@@ -37,7 +37,7 @@ impl<R: Rng> Sampler<R> {
 
     /// Takes the records out of `batch` that are not reported; returns their number. `now_ns` is monotonic.
     pub(super) fn keep(&mut self, batch: &mut RecordBatch, options: &SamplingConfig, now_ns: u64) -> u64 {
-        let before = batch.netflow.len() as u64;
+        let before = batch.len() as u64;
         let in_minute = self.arrived(before, now_ns);
         let share = match (options.rate, options.pts_per_min) {
             (Some(rate), _) => rate,
@@ -46,9 +46,9 @@ impl<R: Rng> Sampler<R> {
             (None, _) => 1.0,
         };
         if share < 1.0 {
-            batch.netflow.retain(|_| self.chance.random_bool(share.max(0.0)));
+            batch.retain(|| self.chance.random_bool(share.max(0.0)));
         }
-        before - batch.netflow.len() as u64
+        before - batch.len() as u64
     }
 
     /// Records of the last minute, `records` more included.
@@ -115,6 +115,7 @@ mod tests {
         };
         RecordBatch {
             netflow: vec![record; records],
+            ..RecordBatch::default()
         }
     }
 

@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, error::Error, fs, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use proto::{
-    PROTOCOL_VERSION,
+    PROTOCOL_VERSION, batch_field,
     convert::{Hello, Limits, StreamEncoder},
     v1::{self, ClientMessage, client_message, collector_client::CollectorClient, server_message},
 };
-use records::Globals;
+use records::{Globals, Measurement};
 use tokio::{
     sync::{mpsc, watch},
     time::{self, Instant},
@@ -70,6 +70,8 @@ struct Session<'a> {
     globals: Arc<Globals>,
     encoder: StreamEncoder,
     limits: Limits,
+    /// Kinds of records that the aggregator does not know.
+    unknown: Vec<Measurement>,
     outbound: mpsc::Sender<ClientMessage>,
     inbound: Streaming<v1::ServerMessage>,
     backoff: Backoff,
@@ -170,6 +172,10 @@ impl Grpc {
             globals,
             encoder: StreamEncoder::new(limits),
             limits,
+            unknown: Measurement::ALL
+                .into_iter()
+                .filter(|kind| *kind != Measurement::Netflow && !ack.takes_records.contains(&batch_field(*kind)))
+                .collect(),
             outbound,
             inbound,
             backoff: self.backoff,
@@ -310,6 +316,12 @@ impl Session<'_> {
                 slot = outbound.reserve(), if may_send && waiting => {
                     let slot = slot.map_err(|_| StreamError::Closed)?;
                     let Some((seq, batch)) = window.after(self.sent) else { continue };
+                    let batch = if self.unknown.is_empty() {
+                        batch
+                    } else {
+                        drop(batch);
+                        window.leave_out(seq, &self.unknown).unwrap_or_default()
+                    };
                     self.sent = seq;
                     match self.encoder.encode(seq, &batch) {
                         Ok(batch) => {

@@ -221,9 +221,9 @@ impl UplinkHandle {
                 Err(NotTaken::Closed(piece)) => (TrySendError::Closed, piece),
             };
             shared.count_unsendable(&mut rest);
-            let RecordBatch { mut netflow } = piece.batch;
-            netflow.extend(rest.into_rest().netflow);
-            return Err(refusal(RecordBatch { netflow }));
+            let mut left = piece.batch;
+            rest.into_rest().into_iter().for_each(|record| left.push(record));
+            return Err(refusal(left));
         }
         shared.count_unsendable(&mut rest);
         Ok(())

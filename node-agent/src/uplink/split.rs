@@ -1,9 +1,9 @@
 //! Cuts the records of a flush into pieces that each fit one message.
 
-use std::mem;
+use std::{mem, sync::Arc};
 
 use proto::convert::wire_bound;
-use records::{Netflow, RecordBatch, Str};
+use records::{AnyRecord, IntoIter, K8sEndpoint, RecordBatch, Str};
 
 /// One message's worth of records.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Piece {
 /// Gives the pieces of one batch, in order.
 #[derive(Debug)]
 pub(super) struct Splitter {
-    rest: std::vec::IntoIter<Netflow>,
+    rest: IntoIter,
     /// Did not fit the piece before.
     next: Option<Measured>,
     max_records: usize,
@@ -27,15 +27,14 @@ pub(super) struct Splitter {
 
 #[derive(Debug)]
 struct Measured {
-    record: Netflow,
+    record: AnyRecord,
     wire: usize,
 }
 
 impl Splitter {
     pub(super) fn new(batch: RecordBatch, max_records: usize, max_wire: usize) -> Self {
-        let RecordBatch { netflow } = batch;
         Self {
-            rest: netflow.into_iter(),
+            rest: batch.into_iter(),
             next: None,
             max_records,
             max_wire,
@@ -50,14 +49,13 @@ impl Splitter {
 
     /// What was not taken yet, as one batch.
     pub(super) fn into_rest(self) -> RecordBatch {
-        RecordBatch {
-            netflow: self
-                .next
-                .into_iter()
-                .map(|measured| measured.record)
-                .chain(self.rest)
-                .collect(),
-        }
+        let Some(measured) = self.next else {
+            return self.rest.into_batch();
+        };
+        let mut rest = RecordBatch::default();
+        rest.push(measured.record);
+        self.rest.for_each(|record| rest.push(record));
+        rest
     }
 
     /// Records not taken yet.
@@ -83,38 +81,34 @@ impl Iterator for Splitter {
     type Item = Piece;
 
     fn next(&mut self) -> Option<Piece> {
-        let mut netflow = Vec::with_capacity(self.remaining().min(self.max_records));
-        let (mut wire, mut texts_and_boxes) = (0, 0);
+        let mut batch = RecordBatch::default();
+        let (mut records, mut wire, mut texts_and_boxes) = (0, 0, 0);
         while let Some(measured) = self.measured() {
-            let full = netflow.len() == self.max_records || wire + measured.wire > self.max_wire;
-            if full && !netflow.is_empty() {
+            let full = records == self.max_records || wire + measured.wire > self.max_wire;
+            if full && records > 0 {
                 self.next = Some(measured);
                 break;
             }
             wire += measured.wire;
             texts_and_boxes += heap_bytes(&measured.record);
-            netflow.push(measured.record);
+            records += 1;
+            batch.push(measured.record);
         }
-        if netflow.is_empty() {
+        if records == 0 {
             return None;
         }
-        // A piece cut by size holds fewer records than were made room for.
-        netflow.shrink_to_fit();
-        let bytes = netflow.len() * size_of::<Netflow>() + texts_and_boxes;
-        Some(Piece {
-            batch: RecordBatch { netflow },
-            bytes,
-        })
+        // Room was made for more.
+        batch.shrink_to_fit();
+        let bytes = batch.struct_bytes() + texts_and_boxes;
+        Some(Piece { batch, bytes })
     }
 }
 
 /// Memory of a record outside its own struct. A shared text counts for its part.
-fn heap_bytes(record: &Netflow) -> usize {
+fn heap_bytes(record: &AnyRecord) -> usize {
     let text = |text: &Str| (text.len() + 2 * size_of::<usize>()) / Str::strong_count(text).max(1);
-    let k8s = [&record.local_k8s, &record.remote_k8s]
-        .into_iter()
-        .flatten()
-        .map(|k8s| {
+    let k8s = |k8s: &Option<Arc<K8sEndpoint>>| {
+        k8s.as_deref().map_or(0, |k8s| {
             let names = [
                 &k8s.namespace,
                 &k8s.pod,
@@ -122,7 +116,24 @@ fn heap_bytes(record: &Netflow) -> usize {
                 &k8s.workload,
                 &k8s.workload_type,
             ];
-            size_of_val(k8s.as_ref()) + names.into_iter().map(text).sum::<usize>()
-        });
-    text(&record.process_name) + text(&record.dst_domain) + k8s.sum::<usize>()
+            size_of_val(k8s) + names.into_iter().map(text).sum::<usize>()
+        })
+    };
+    match record {
+        AnyRecord::Netflow(it) => {
+            text(&it.process_name) + text(&it.dst_domain) + k8s(&it.local_k8s) + k8s(&it.remote_k8s)
+        }
+        AnyRecord::Httpflow(it) => {
+            let own = text(&it.method) + text(&it.path) + text(&it.http_version);
+            let flow = text(&it.flow.process_name) + text(&it.flow.dst_domain);
+            own + flow + k8s(&it.flow.local_k8s) + k8s(&it.flow.remote_k8s)
+        }
+        AnyRecord::Dnsflow(it) => {
+            let question = it.question.as_ref();
+            let own = question.map_or(0, |question| text(&question.name) + text(&question.kind));
+            let flow = text(&it.flow.process_name) + text(&it.flow.dst_domain);
+            own + flow + k8s(&it.flow.local_k8s) + k8s(&it.flow.remote_k8s)
+        }
+        AnyRecord::Bash(it) => text(&it.user) + text(&it.cmd) + text(&it.message) + k8s(&it.k8s),
+    }
 }

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use records::{Globals, RecordBatch};
+use records::{Globals, Measurement, RecordBatch};
 use telemetry::Stage;
 use tokio::{sync::Notify, time};
 
@@ -206,6 +206,21 @@ impl Window {
         }
         self.give_up(state, index, "uplink_rejected");
         true
+    }
+
+    /// Takes records of kinds that the aggregator does not know out of batch `seq`. Returns what is left of it.
+    pub(super) fn leave_out(&self, seq: u64, kinds: &[Measurement]) -> Option<Arc<RecordBatch>> {
+        let mut state = self.state.lock();
+        let index = state.batches.binary_search_by_key(&seq, |kept| kept.seq).ok()?;
+        let kept = state.batches.get_mut(index)?;
+        let unknown: usize = kinds.iter().map(|kind| kept.batch.count(*kind)).sum();
+        if unknown > 0 {
+            let batch = Arc::make_mut(&mut kept.batch);
+            kinds.iter().for_each(|kind| batch.clear(*kind));
+            self.stage
+                .lost("uplink_unknown_kind", u64::try_from(unknown).unwrap_or(u64::MAX));
+        }
+        Some(Arc::clone(&kept.batch))
     }
 
     /// Gives up batch `seq` because no aggregator can take it.

@@ -406,7 +406,7 @@ async fn long_texts_are_left_out_and_large_records_split_by_size() {
         ..batch.netflow[0].clone()
     };
     batch.netflow.insert(100, too_long);
-    handle.send(RecordBatch { netflow: batch.netflow }).await;
+    handle.send(batch).await;
     assert_eq!(handle.drain(PATIENCE).await.records, 0);
     recorder.assert_exactly(200);
     assert!(recorder.order().len() >= 4, "{:?}", recorder.order());

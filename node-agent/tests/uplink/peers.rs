@@ -68,6 +68,7 @@ fn hello() -> v1::HelloAck {
         last_seq: 0,
         limits: Some(Limits::default().into()),
         takes_node_reports: false,
+        takes_records: proto::takes_records(),
     }
 }
 

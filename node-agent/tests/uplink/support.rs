@@ -299,6 +299,7 @@ pub fn flows(ids: std::ops::Range<u64>) -> RecordBatch {
     });
     RecordBatch {
         netflow: netflow.collect(),
+        ..RecordBatch::default()
     }
 }
 

@@ -148,6 +148,7 @@ impl Committer {
     pub(super) fn meta(&self, form: &Form, body: &Packed) -> BodyMeta {
         BodyMeta {
             format: form.format,
+            category: body.category,
             gzip: body.gzip,
             points: body.points,
             raw_len: body.raw_len,

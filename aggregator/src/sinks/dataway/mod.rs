@@ -1,4 +1,4 @@
-//! The DataWay destination: `POST /v1/write/network?token=…`.
+//! The DataWay destination: `POST /v1/write/<category>?token=…`.
 //!
 //! What each answer means: 2xx is delivered. 429, 3xx, 5xx, transport errors and timeouts are tried again with growing
 //! pauses, not before `Retry-After`. 401 and 403 are tried again too, slowly: a mistyped or expired token is corrected
@@ -8,6 +8,7 @@ pub mod endpoint;
 
 use std::{path::Path, time::Duration};
 
+use records::Category;
 use reqwest::{
     StatusCode,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER},
@@ -48,7 +49,8 @@ pub enum ClientError {
 pub(crate) struct Client {
     http: reqwest::Client,
     config: DatawayConfig,
-    url: reqwest::Url,
+    network: reqwest::Url,
+    logging: reqwest::Url,
 }
 
 // === impl Client ===
@@ -80,8 +82,13 @@ impl Client {
         let http = builder
             .build()
             .map_err(|error| ClientError::Build(chain(&error.without_url())))?;
-        let url = config.endpoint.write_url("network");
-        Ok(Self { http, config, url })
+        let [network, logging] = Category::ALL.map(|category| config.endpoint.write_url(category.as_str()));
+        Ok(Self {
+            http,
+            config,
+            network,
+            logging,
+        })
     }
 
     fn retry_after(&self, headers: &HeaderMap) -> Option<Duration> {
@@ -94,9 +101,13 @@ impl Client {
 #[async_trait::async_trait]
 impl Destination for Client {
     async fn attempt(&self, body: &QueuedBody) -> Verdict {
+        let url = match body.meta.category {
+            Category::Network => &self.network,
+            Category::Logging => &self.logging,
+        };
         let mut request = self
             .http
-            .post(self.url.clone())
+            .post(url.clone())
             .header(CONTENT_TYPE, body.meta.format.content_type())
             .header("X-Points", body.meta.points)
             .header("X-Pkg-Id", body.meta.pkg.to_string());

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use records::{Direction, Endpoint, Family, K8sEndpoint, Netflow, Port, RecordBatch, Str, Transport};
+use records::{
+    Bash, Direction, Dnsflow, Endpoint, Family, Flow, Httpflow, K8sEndpoint, Netflow, Port, Question, RecordBatch, Str,
+    Transport,
+};
 
 use super::Limits;
 use crate::{limits, v1};
@@ -26,7 +29,7 @@ pub enum DecodeError {
     #[error("batch.seq is 0: sequence numbers start at 1")]
     Seq,
     /// More records than a batch may have.
-    #[error("batch.netflow has {records} records: accepted is at most {max}")]
+    #[error("batch has {records} records: accepted is at most {max}")]
     TooManyRecords {
         /// How many came.
         records: usize,
@@ -60,8 +63,10 @@ pub enum DecodeError {
         bytes: usize,
     },
     /// A number that no text has.
-    #[error("batch.netflow[{record}].{field} is text {id}: this stream has numbered {known}")]
+    #[error("batch.{kind}[{record}].{field} is text {id}: this stream has numbered {known}")]
     UnknownText {
+        /// Field of the batch.
+        kind: &'static str,
         /// Index of the record.
         record: usize,
         /// Field of the record.
@@ -72,16 +77,20 @@ pub enum DecodeError {
         known: usize,
     },
     /// Too many labels, or one without its value.
-    #[error("batch.netflow[{record}] has {numbers} numbers for labels: an even number up to {} is accepted", 2 * limits::MAX_LABELS)]
+    #[error("batch.{kind}[{record}] has {numbers} numbers for labels: an even number up to {} is accepted", 2 * limits::MAX_LABELS)]
     Labels {
+        /// Field of the batch.
+        kind: &'static str,
         /// Index of the record.
         record: usize,
         /// How many there are.
         numbers: usize,
     },
     /// An enum value this version does not have.
-    #[error("batch.netflow[{record}].{field} is {value}: no such value")]
+    #[error("batch.{kind}[{record}].{field} is {value}: no such value")]
     Enum {
+        /// Field of the batch.
+        kind: &'static str,
         /// Index of the record.
         record: usize,
         /// Field of the record.
@@ -90,8 +99,10 @@ pub enum DecodeError {
         value: i32,
     },
     /// An address is missing, incomplete or ambiguous.
-    #[error("batch.netflow[{record}].{field}_v4/_v6_hi/_v6_lo: {why}")]
+    #[error("batch.{kind}[{record}].{field}_v4/_v6_hi/_v6_lo: {why}")]
     Address {
+        /// Field of the batch.
+        kind: &'static str,
         /// Index of the record.
         record: usize,
         /// Field of the record, without `_v4` or `_v6_*`.
@@ -99,9 +110,21 @@ pub enum DecodeError {
         /// What is wrong.
         why: &'static str,
     },
+    /// A command line that is too long.
+    #[error("batch.bash[{record}].cmd is {len} bytes long: accepted is at most {max}")]
+    Line {
+        /// Index of the record.
+        record: usize,
+        /// Its length, bytes.
+        len: usize,
+        /// The bound, bytes.
+        max: usize,
+    },
     /// A port beyond 65535.
-    #[error("batch.netflow[{record}].{field} is {value}: accepted is at most {max}")]
+    #[error("batch.{kind}[{record}].{field} is {value}: accepted is at most {max}")]
     Port {
+        /// Field of the batch.
+        kind: &'static str,
         /// Index of the record.
         record: usize,
         /// Field of the record.
@@ -117,6 +140,7 @@ pub enum DecodeError {
 #[derive(Clone, Copy)]
 struct At<'a> {
     decoder: &'a StreamDecoder,
+    kind: &'static str,
     record: usize,
 }
 
@@ -137,6 +161,7 @@ impl DecodeError {
             Self::Enum { .. } => "enum",
             Self::Address { .. } => "address",
             Self::Port { .. } => "port",
+            Self::Line { .. } => "line",
         }
     }
 }
@@ -159,24 +184,46 @@ impl StreamDecoder {
     /// # Errors
     /// [`DecodeError`]: nothing of the batch is used, and the stream must end.
     pub fn decode(&mut self, batch: v1::Batch) -> Result<(u64, RecordBatch), DecodeError> {
-        let v1::Batch { seq, strings, netflow } = batch;
+        let records = batch.records();
+        let v1::Batch {
+            seq,
+            strings,
+            netflow,
+            httpflow,
+            dnsflow,
+            bash,
+        } = batch;
         self.learn(seq, strings)?;
-        if netflow.len() > limits::MAX_BATCH_RECORDS {
+        if records > limits::MAX_BATCH_RECORDS {
             return Err(DecodeError::TooManyRecords {
-                records: netflow.len(),
+                records,
                 max: limits::MAX_BATCH_RECORDS,
             });
         }
-        let records = netflow
-            .into_iter()
+        let batch = RecordBatch {
+            netflow: self.each("netflow", netflow, At::netflow)?,
+            httpflow: self.each("httpflow", httpflow, At::httpflow)?,
+            dnsflow: self.each("dnsflow", dnsflow, At::dnsflow)?,
+            bash: self.each("bash", bash, At::bash)?,
+        };
+        Ok((seq, batch))
+    }
+
+    fn each<'a, W, R>(
+        &'a self,
+        kind: &'static str,
+        wire: Vec<W>,
+        decode: fn(At<'a>, W) -> Result<R, DecodeError>,
+    ) -> Result<Vec<R>, DecodeError> {
+        let at = |record| At {
+            decoder: self,
+            kind,
+            record,
+        };
+        wire.into_iter()
             .enumerate()
-            .map(|(record, wire)| At { decoder: self, record }.netflow(&wire));
-        Ok((
-            seq,
-            RecordBatch {
-                netflow: records.collect::<Result<_, _>>()?,
-            },
-        ))
+            .map(|(record, wire)| decode(at(record), wire))
+            .collect()
     }
 
     /// Takes only the texts of a batch whose records are not wanted now: later batches use them.
@@ -241,6 +288,7 @@ impl At<'_> {
             .and_then(|index| texts.get(index))
             .cloned()
             .ok_or(DecodeError::UnknownText {
+                kind: self.kind,
                 record: self.record,
                 field,
                 id,
@@ -257,6 +305,7 @@ impl At<'_> {
     ) -> Result<Option<IpAddr>, DecodeError> {
         let bad = |why| {
             Err(DecodeError::Address {
+                kind: self.kind,
                 record: self.record,
                 field,
                 why,
@@ -285,6 +334,7 @@ impl At<'_> {
         port_plus_one: u32,
     ) -> Result<Endpoint, DecodeError> {
         let ip = address.ok_or(DecodeError::Address {
+            kind: self.kind,
             record: self.record,
             field,
             why: "no address",
@@ -298,6 +348,7 @@ impl At<'_> {
 
     fn port(self, field: &'static str, number: u32, value: u32, max: u32) -> Result<u16, DecodeError> {
         u16::try_from(number).map_err(|_| DecodeError::Port {
+            kind: self.kind,
             record: self.record,
             field,
             value,
@@ -319,6 +370,7 @@ impl At<'_> {
         };
         if labels.len() > 2 * limits::MAX_LABELS || labels.len() % 2 != 0 {
             return Err(DecodeError::Labels {
+                kind: self.kind,
                 record: self.record,
                 numbers: labels.len(),
             });
@@ -344,19 +396,21 @@ impl At<'_> {
 
     fn unknown(self, field: &'static str, value: i32) -> DecodeError {
         DecodeError::Enum {
+            kind: self.kind,
             record: self.record,
             field,
             value,
         }
     }
 
-    fn netflow(self, wire: &v1::Netflow) -> Result<Netflow, DecodeError> {
+    fn flow(self, wire: &v1::Flow) -> Result<Flow, DecodeError> {
         let local = self.address("local", wire.local_v4, wire.local_v6_hi, wire.local_v6_lo)?;
         let remote = self.address("remote", wire.remote_v4, wire.remote_v6_hi, wire.remote_v6_lo)?;
         let dst_nat = match self.address("nat", wire.nat_v4, wire.nat_v6_hi, wire.nat_v6_lo)? {
             Some(ip) => Some((ip, self.port("nat_port", wire.nat_port, wire.nat_port, 65_535)?)),
             None if wire.nat_port != 0 => {
                 return Err(DecodeError::Address {
+                    kind: self.kind,
                     record: self.record,
                     field: "nat",
                     why: "nat_port without address",
@@ -364,8 +418,7 @@ impl At<'_> {
             }
             None => None,
         };
-        Ok(Netflow {
-            time_unix_ns: wire.time_unix_ns,
+        Ok(Flow {
             local: self.endpoint("local", local, "local_port_plus_one", wire.local_port_plus_one)?,
             remote: self.endpoint("remote", remote, "remote_port_plus_one", wire.remote_port_plus_one)?,
             transport: match v1::Transport::try_from(wire.transport) {
@@ -390,6 +443,64 @@ impl At<'_> {
             dst_domain: self.text("dst_domain", wire.dst_domain)?,
             local_k8s: self.k8s(wire.local_k8s.as_ref())?,
             remote_k8s: self.k8s(wire.remote_k8s.as_ref())?,
+        })
+    }
+
+    fn some_flow(self, wire: Option<&v1::Flow>) -> Result<Flow, DecodeError> {
+        wire.map_or_else(|| self.flow(&v1::Flow::default()), |wire| self.flow(wire))
+    }
+
+    fn netflow(self, wire: v1::Netflow) -> Result<Netflow, DecodeError> {
+        let Flow {
+            local,
+            remote,
+            transport,
+            family,
+            direction,
+            netns,
+            pid,
+            process_name,
+            dst_nat,
+            dst_domain,
+            local_k8s,
+            remote_k8s,
+        } = self.flow(&v1::Flow {
+            transport: wire.transport,
+            family: wire.family,
+            direction: wire.direction,
+            local_v4: wire.local_v4,
+            local_v6_hi: wire.local_v6_hi,
+            local_v6_lo: wire.local_v6_lo,
+            local_port_plus_one: wire.local_port_plus_one,
+            remote_v4: wire.remote_v4,
+            remote_v6_hi: wire.remote_v6_hi,
+            remote_v6_lo: wire.remote_v6_lo,
+            remote_port_plus_one: wire.remote_port_plus_one,
+            nat_v4: wire.nat_v4,
+            nat_v6_hi: wire.nat_v6_hi,
+            nat_v6_lo: wire.nat_v6_lo,
+            nat_port: wire.nat_port,
+            netns: wire.netns,
+            pid: wire.pid,
+            process_name: wire.process_name,
+            dst_domain: wire.dst_domain,
+            local_k8s: wire.local_k8s,
+            remote_k8s: wire.remote_k8s,
+        })?;
+        Ok(Netflow {
+            time_unix_ns: wire.time_unix_ns,
+            local,
+            remote,
+            transport,
+            family,
+            direction,
+            netns,
+            pid,
+            process_name,
+            dst_nat,
+            dst_domain,
+            local_k8s,
+            remote_k8s,
             bytes_read: wire.bytes_read,
             bytes_written: wire.bytes_written,
             retransmits: wire.retransmits,
@@ -400,5 +511,56 @@ impl At<'_> {
             datagrams_read: wire.datagrams_read,
             datagrams_written: wire.datagrams_written,
         })
+    }
+
+    fn httpflow(self, wire: v1::Httpflow) -> Result<Httpflow, DecodeError> {
+        Ok(Httpflow {
+            time_unix_ns: wire.time_unix_ns,
+            flow: self.some_flow(wire.flow.as_ref())?,
+            method: self.text("method", wire.method)?,
+            path: self.text("path", wire.path)?,
+            http_version: self.text("http_version", wire.http_version)?,
+            status_code: wire.status_code,
+            grpc_status: wire.grpc_status,
+            truncated: wire.truncated,
+            count: wire.count,
+            latency_ns: wire.latency_ns,
+            bytes_read: wire.bytes_read,
+            bytes_written: wire.bytes_written,
+        })
+    }
+
+    fn dnsflow(self, wire: v1::Dnsflow) -> Result<Dnsflow, DecodeError> {
+        let question = match wire.question {
+            Some(v1::DnsQuestion { name, kind }) => Some(Question {
+                name: self.text("question.name", name)?,
+                kind: self.text("question.kind", kind)?,
+            }),
+            None => None,
+        };
+        Ok(Dnsflow {
+            time_unix_ns: wire.time_unix_ns,
+            flow: self.some_flow(wire.flow.as_ref())?,
+            question,
+            rcode: wire.rcode,
+            count: wire.count,
+            latency_ns: wire.latency_ns,
+            latency_max_ns: wire.latency_max_ns,
+        })
+    }
+
+    fn bash(self, wire: v1::Bash) -> Result<Bash, DecodeError> {
+        let max = self.decoder.limits.max_string_bytes;
+        if wire.cmd.len() > max {
+            return Err(DecodeError::Line {
+                record: self.record,
+                len: wire.cmd.len(),
+                max,
+            });
+        }
+        let user = self.text("user", wire.user)?;
+        let k8s = self.k8s(wire.k8s.as_ref())?;
+        let cmd = wire.cmd.into();
+        Ok(Bash::new(wire.time_unix_ns, wire.pid, user, cmd, wire.truncated, k8s))
     }
 }

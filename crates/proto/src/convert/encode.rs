@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ahash::AHashMap;
-use records::{Direction, Family, K8sEndpoint, Netflow, Port, RecordBatch, Str, Transport};
+use records::{
+    AnyRecord, Bash, Direction, Dnsflow, Family, Flow, Httpflow, K8sEndpoint, Netflow, Port, Question, RecordBatch,
+    Str, Transport,
+};
 
 use super::Limits;
 use crate::{limits, v1};
@@ -45,7 +48,7 @@ const TEXT_OVERHEAD: usize = 4 + 3;
 /// Bytes that one record needs on the wire at most, its texts included as if all were new. `None`: a text is longer
 /// than [`limits::MAX_STRING_BYTES`], so the record can not be sent.
 #[must_use]
-pub fn wire_bound(record: &Netflow) -> Option<usize> {
+pub fn wire_bound(record: &AnyRecord) -> Option<usize> {
     let mut sum = RECORD_BOUND;
     let mut fits = true;
     for_each_text(record, |text| {
@@ -55,10 +58,41 @@ pub fn wire_bound(record: &Netflow) -> Option<usize> {
     fits.then_some(sum)
 }
 
-fn for_each_text<'a>(record: &'a Netflow, mut visit: impl FnMut(&'a Str)) {
-    visit(&record.process_name);
-    visit(&record.dst_domain);
-    for k8s in [&record.local_k8s, &record.remote_k8s].into_iter().flatten() {
+fn for_each_text<'a>(record: &'a AnyRecord, mut visit: impl FnMut(&'a Str)) {
+    let (local, remote) = match record {
+        AnyRecord::Netflow(record) => {
+            visit(&record.process_name);
+            visit(&record.dst_domain);
+            (&record.local_k8s, &record.remote_k8s)
+        }
+        AnyRecord::Httpflow(Httpflow {
+            flow,
+            method,
+            path,
+            http_version,
+            ..
+        }) => {
+            for text in [&flow.process_name, &flow.dst_domain, method, path, http_version] {
+                visit(text);
+            }
+            (&flow.local_k8s, &flow.remote_k8s)
+        }
+        AnyRecord::Dnsflow(Dnsflow { flow, question, .. }) => {
+            visit(&flow.process_name);
+            visit(&flow.dst_domain);
+            if let Some(Question { name, kind }) = question {
+                visit(name);
+                visit(kind);
+            }
+            (&flow.local_k8s, &flow.remote_k8s)
+        }
+        AnyRecord::Bash(Bash { user, cmd, k8s, .. }) => {
+            visit(user);
+            visit(cmd);
+            (k8s, &None)
+        }
+    };
+    for k8s in [local, remote].into_iter().flatten() {
         let K8sEndpoint {
             namespace,
             pod,
@@ -117,7 +151,12 @@ impl StreamEncoder {
     }
 
     fn encode_with(&mut self, seq: u64, batch: &RecordBatch, reset: bool) -> Result<v1::Batch, EncodeError> {
-        let RecordBatch { netflow } = batch;
+        let RecordBatch {
+            netflow,
+            httpflow,
+            dnsflow,
+            bash,
+        } = batch;
         let first_id = self.next_id();
         let mut texts = Texts {
             encoder: self,
@@ -127,13 +166,32 @@ impl StreamEncoder {
             .iter()
             .map(|record| texts.netflow(record))
             .collect::<Result<Vec<_>, _>>()?;
+        let httpflow = httpflow
+            .iter()
+            .map(|record| texts.httpflow(record))
+            .collect::<Result<Vec<_>, _>>()?;
+        let dnsflow = dnsflow
+            .iter()
+            .map(|record| texts.dnsflow(record))
+            .collect::<Result<Vec<_>, _>>()?;
+        let bash = bash
+            .iter()
+            .map(|record| texts.bash(record))
+            .collect::<Result<Vec<_>, _>>()?;
         let new = texts.new;
         let strings = (reset || !new.is_empty()).then_some(v1::Strings {
             reset,
             first_id,
             texts: new,
         });
-        Ok(v1::Batch { seq, strings, netflow })
+        Ok(v1::Batch {
+            seq,
+            strings,
+            netflow,
+            httpflow,
+            dnsflow,
+            bash,
+        })
     }
 
     fn next_id(&self) -> u32 {
@@ -281,6 +339,144 @@ impl Texts<'_> {
             tcp_established: *tcp_established,
             datagrams_read: *datagrams_read,
             datagrams_written: *datagrams_written,
+        })
+    }
+
+    fn flow(&mut self, flow: &Flow) -> Result<v1::Flow, EncodeError> {
+        let Flow {
+            local,
+            remote,
+            transport,
+            family,
+            direction,
+            netns,
+            pid,
+            process_name,
+            dst_nat,
+            dst_domain,
+            local_k8s,
+            remote_k8s,
+        } = flow;
+        let (local_v4, local_v6_hi, local_v6_lo) = address(local.ip);
+        let (remote_v4, remote_v6_hi, remote_v6_lo) = address(remote.ip);
+        let (nat_v4, nat_v6_hi, nat_v6_lo) = dst_nat.map_or((None, None, None), |(ip, _)| address(ip));
+        Ok(v1::Flow {
+            transport: match transport {
+                Transport::Tcp => v1::Transport::Tcp,
+                Transport::Udp => v1::Transport::Udp,
+            }
+            .into(),
+            family: match family {
+                Family::V4 => v1::Family::Ipv4,
+                Family::V6 => v1::Family::Ipv6,
+            }
+            .into(),
+            direction: match direction {
+                Direction::Incoming => v1::Direction::Incoming,
+                Direction::Outgoing => v1::Direction::Outgoing,
+            }
+            .into(),
+            local_v4,
+            local_v6_hi,
+            local_v6_lo,
+            local_port_plus_one: port(local.port),
+            remote_v4,
+            remote_v6_hi,
+            remote_v6_lo,
+            remote_port_plus_one: port(remote.port),
+            nat_v4,
+            nat_v6_hi,
+            nat_v6_lo,
+            nat_port: dst_nat.map_or(0, |(_, port)| u32::from(port)),
+            netns: *netns,
+            pid: *pid,
+            process_name: self.number(process_name)?,
+            dst_domain: self.number(dst_domain)?,
+            local_k8s: self.k8s(local_k8s.as_deref())?,
+            remote_k8s: self.k8s(remote_k8s.as_deref())?,
+        })
+    }
+
+    fn httpflow(&mut self, record: &Httpflow) -> Result<v1::Httpflow, EncodeError> {
+        let Httpflow {
+            time_unix_ns,
+            flow,
+            method,
+            path,
+            http_version,
+            status_code,
+            grpc_status,
+            truncated,
+            count,
+            latency_ns,
+            bytes_read,
+            bytes_written,
+        } = record;
+        Ok(v1::Httpflow {
+            time_unix_ns: *time_unix_ns,
+            flow: Some(self.flow(flow)?),
+            method: self.number(method)?,
+            path: self.number(path)?,
+            http_version: self.number(http_version)?,
+            status_code: *status_code,
+            grpc_status: *grpc_status,
+            truncated: *truncated,
+            count: *count,
+            latency_ns: *latency_ns,
+            bytes_read: *bytes_read,
+            bytes_written: *bytes_written,
+        })
+    }
+
+    fn dnsflow(&mut self, record: &Dnsflow) -> Result<v1::Dnsflow, EncodeError> {
+        let Dnsflow {
+            time_unix_ns,
+            flow,
+            question,
+            rcode,
+            count,
+            latency_ns,
+            latency_max_ns,
+        } = record;
+        let question = match question {
+            Some(Question { name, kind }) => Some(v1::DnsQuestion {
+                name: self.number(name)?,
+                kind: self.number(kind)?,
+            }),
+            None => None,
+        };
+        Ok(v1::Dnsflow {
+            time_unix_ns: *time_unix_ns,
+            flow: Some(self.flow(flow)?),
+            question,
+            rcode: *rcode,
+            count: *count,
+            latency_ns: *latency_ns,
+            latency_max_ns: *latency_max_ns,
+        })
+    }
+
+    fn bash(&mut self, record: &Bash) -> Result<v1::Bash, EncodeError> {
+        let Bash {
+            time_unix_ns,
+            pid,
+            user,
+            cmd,
+            truncated,
+            message: _,
+            k8s,
+        } = record;
+        let max = self.encoder.limits.max_string_bytes;
+        if cmd.len() > max {
+            return Err(EncodeError::TextTooLong { len: cmd.len(), max });
+        }
+        Ok(v1::Bash {
+            time_unix_ns: *time_unix_ns,
+            pid: *pid,
+            user: self.number(user)?,
+            cmd: cmd.as_ref().to_owned(),
+            truncated: *truncated,
+            k8s: self.k8s(k8s.as_deref())?,
         })
     }
 }

@@ -7,18 +7,23 @@ use std::{
 
 use proptest::{collection::vec, option, prelude::*};
 use prost::Message as _;
-use records::{Direction, Endpoint, Family, K8sEndpoint, Netflow, Port, RecordBatch, Str, Transport};
+use records::{
+    AnyRecord, Bash, Direction, Dnsflow, Endpoint, Family, Flow, Httpflow, K8sEndpoint, Netflow, Port, Question,
+    RecordBatch, Str, Transport,
+};
 
 use super::*;
 use crate::limits::MAX_STRING_BYTES;
 
-fn text() -> impl Strategy<Value = Str> {
+/// Boxed, as the other parts of a record: value trees nested by value do not fit a test thread's stack.
+fn text() -> BoxedStrategy<Str> {
     prop_oneof![
         Just("".into()),
         "[a-c]{1,2}".prop_map(Str::from),
         ".{0,40}".prop_map(Str::from),
         (1..=MAX_STRING_BYTES).prop_map(|len| "x".repeat(len).into()),
     ]
+    .boxed()
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -35,7 +40,7 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     (ip(), port).prop_map(|(ip, port)| Endpoint { ip, port })
 }
 
-fn k8s() -> impl Strategy<Value = Option<Arc<K8sEndpoint>>> {
+fn k8s() -> BoxedStrategy<Option<Arc<K8sEndpoint>>> {
     let names = (text(), text(), text(), text(), text(), vec((text(), text()), 0..3));
     option::of(
         names.prop_map(|(namespace, pod, service, workload, workload_type, labels)| {
@@ -49,55 +54,136 @@ fn k8s() -> impl Strategy<Value = Option<Arc<K8sEndpoint>>> {
             })
         }),
     )
+    .boxed()
 }
 
-fn netflow() -> impl Strategy<Value = Netflow> {
+fn netflow() -> BoxedStrategy<Netflow> {
     let kinds = (any::<bool>(), any::<bool>(), any::<bool>());
     let ends = (endpoint(), endpoint(), option::of((ip(), any::<u16>())));
     let names = (text(), text(), k8s(), k8s());
-    (kinds, ends, names, any::<i64>(), any::<(u32, u32)>(), any::<[u64; 9]>()).prop_map(
-        |(
-            (tcp, v4, incoming),
-            (local, remote, dst_nat),
-            (process_name, dst_domain, local_k8s, remote_k8s),
-            t,
-            ids,
-            n,
-        )| {
-            Netflow {
-                time_unix_ns: t,
-                local,
-                remote,
-                transport: if tcp { Transport::Tcp } else { Transport::Udp },
-                family: if v4 { Family::V4 } else { Family::V6 },
-                direction: if incoming {
-                    Direction::Incoming
-                } else {
-                    Direction::Outgoing
-                },
-                netns: ids.0,
-                pid: ids.1,
-                process_name,
-                dst_nat,
-                dst_domain,
-                local_k8s,
-                remote_k8s,
-                bytes_read: n[0],
-                bytes_written: n[1],
-                retransmits: n[2],
-                rtt_us: n[3],
-                rtt_var_us: n[4],
-                tcp_closed: n[5],
-                tcp_established: n[6],
-                datagrams_read: n[7],
-                datagrams_written: n[8],
-            }
-        },
-    )
+    (kinds, ends, names, any::<i64>(), any::<(u32, u32)>(), any::<[u64; 9]>())
+        .prop_map(
+            |(
+                (tcp, v4, incoming),
+                (local, remote, dst_nat),
+                (process_name, dst_domain, local_k8s, remote_k8s),
+                t,
+                ids,
+                n,
+            )| {
+                Netflow {
+                    time_unix_ns: t,
+                    local,
+                    remote,
+                    transport: if tcp { Transport::Tcp } else { Transport::Udp },
+                    family: if v4 { Family::V4 } else { Family::V6 },
+                    direction: if incoming {
+                        Direction::Incoming
+                    } else {
+                        Direction::Outgoing
+                    },
+                    netns: ids.0,
+                    pid: ids.1,
+                    process_name,
+                    dst_nat,
+                    dst_domain,
+                    local_k8s,
+                    remote_k8s,
+                    bytes_read: n[0],
+                    bytes_written: n[1],
+                    retransmits: n[2],
+                    rtt_us: n[3],
+                    rtt_var_us: n[4],
+                    tcp_closed: n[5],
+                    tcp_established: n[6],
+                    datagrams_read: n[7],
+                    datagrams_written: n[8],
+                }
+            },
+        )
+        .boxed()
+}
+
+fn flow() -> BoxedStrategy<Flow> {
+    netflow()
+        .prop_map(|it| Flow {
+            local: it.local,
+            remote: it.remote,
+            transport: it.transport,
+            family: it.family,
+            direction: it.direction,
+            netns: it.netns,
+            pid: it.pid,
+            process_name: it.process_name,
+            dst_nat: it.dst_nat,
+            dst_domain: it.dst_domain,
+            local_k8s: it.local_k8s,
+            remote_k8s: it.remote_k8s,
+        })
+        .boxed()
+}
+
+fn httpflow() -> BoxedStrategy<Httpflow> {
+    let texts = (text(), text(), text());
+    let numbers = (any::<u32>(), option::of(any::<u32>()), any::<[u64; 4]>());
+    (flow(), texts, numbers, any::<i64>(), any::<bool>())
+        .prop_map(
+            |(flow, (method, path, http_version), (status_code, grpc_status, n), time_unix_ns, truncated)| Httpflow {
+                time_unix_ns,
+                flow,
+                method,
+                path,
+                http_version,
+                status_code,
+                grpc_status,
+                truncated,
+                count: n[0],
+                latency_ns: n[1],
+                bytes_read: n[2],
+                bytes_written: n[3],
+            },
+        )
+        .boxed()
+}
+
+fn dnsflow() -> BoxedStrategy<Dnsflow> {
+    let question = option::of((text(), text()).prop_map(|(name, kind)| Question { name, kind }));
+    (flow(), question, any::<i64>(), any::<i32>(), any::<[u64; 3]>())
+        .prop_map(|(flow, question, time_unix_ns, rcode, n)| Dnsflow {
+            time_unix_ns,
+            flow,
+            question,
+            rcode,
+            count: n[0],
+            latency_ns: n[1],
+            latency_max_ns: n[2],
+        })
+        .boxed()
+}
+
+fn bash() -> BoxedStrategy<Bash> {
+    // A time within the years that have four digits.
+    let time = 0..4_000_000_000_000_000_000_i64;
+    (time, any::<u32>(), text(), text(), any::<bool>(), k8s())
+        .prop_map(|(time, pid, user, cmd, truncated, k8s)| Bash::new(time, pid, user, cmd, truncated, k8s))
+        .boxed()
+}
+
+fn any_record() -> impl Strategy<Value = AnyRecord> {
+    prop_oneof![
+        netflow().prop_map(AnyRecord::Netflow),
+        httpflow().prop_map(AnyRecord::Httpflow),
+        dnsflow().prop_map(AnyRecord::Dnsflow),
+        bash().prop_map(AnyRecord::Bash),
+    ]
 }
 
 fn batch() -> impl Strategy<Value = RecordBatch> {
-    vec(netflow(), 0..6).prop_map(|netflow| RecordBatch { netflow })
+    vec(any_record(), 0..8).prop_map(|records| {
+        let mut batch = RecordBatch::default();
+        records.into_iter().for_each(|record| batch.push(record));
+        batch
+    })
 }
 
 /// The largest record without texts: every integer at its longest.
@@ -141,6 +227,7 @@ fn named(name: &str) -> RecordBatch {
             process_name: name.into(),
             ..widest()
         }],
+        ..RecordBatch::default()
     }
 }
 
@@ -183,7 +270,7 @@ proptest! {
         let mut decoder = StreamDecoder::new(limits);
         for (seq, names) in (1..).zip(batches) {
             let records = names.iter().map(|name| Netflow { process_name: name.as_str().into(), ..widest() });
-            let batch = RecordBatch { netflow: records.collect() };
+            let batch = RecordBatch { netflow: records.collect(), ..RecordBatch::default() };
             match encoder.encode(seq, &batch) {
                 Ok(wire) => prop_assert_eq!(decoder.decode(carry(wire)).unwrap().1, batch),
                 Err(error) => prop_assert!(false, "{}", error),
@@ -192,9 +279,10 @@ proptest! {
     }
 
     #[test]
-    fn wire_bound_is_a_bound(record in netflow()) {
+    fn wire_bound_is_a_bound(record in any_record()) {
         let bound = wire_bound(&record).unwrap();
-        let batch = RecordBatch { netflow: vec![record] };
+        let mut batch = RecordBatch::default();
+        batch.push(record);
         let wire = StreamEncoder::new(Limits::default()).encode(u64::MAX, &batch).unwrap();
         // The batch's own fields (seq, reset, first_id, length of strings) are not part of the record.
         prop_assert!(wire.encoded_len() <= bound + 32, "{} > {}", wire.encoded_len(), bound);
@@ -242,6 +330,7 @@ fn exercise(message: v1::ClientMessage) {
 fn widest_record_is_within_the_bound() {
     let batch = RecordBatch {
         netflow: vec![widest()],
+        ..RecordBatch::default()
     };
     let wire = StreamEncoder::new(Limits::default()).encode(1, &batch).unwrap();
     let record = wire.encoded_len()
@@ -250,7 +339,7 @@ fn widest_record_is_within_the_bound() {
             ..wire.clone()
         }
         .encoded_len();
-    let bound = wire_bound(&widest()).unwrap() - 12 * 4;
+    let bound = wire_bound(&AnyRecord::Netflow(widest())).unwrap() - 12 * 4;
     assert!(record <= bound, "{record} > {bound}");
 }
 
@@ -394,6 +483,46 @@ fn every_lie_is_named() {
             refused(|b| b.netflow = vec![b.netflow[0].clone(); 2001]),
             "too_many_records",
             "2001",
+        ),
+        (
+            refused(|b| (b.netflow, b.bash) = (vec![b.netflow[0].clone(); 1999], vec![v1::Bash::default(); 2])),
+            "too_many_records",
+            "2001",
+        ),
+        (
+            refused(|b| b.httpflow = vec![v1::Httpflow::default()]),
+            "address",
+            "httpflow[0].local_v4",
+        ),
+        (
+            refused(|b| {
+                b.dnsflow = vec![v1::Dnsflow {
+                    flow: Some(v1::Flow::default()),
+                    ..v1::Dnsflow::default()
+                }];
+            }),
+            "address",
+            "dnsflow[0].local_v4",
+        ),
+        (
+            refused(|b| {
+                b.bash = vec![v1::Bash {
+                    cmd: "x".repeat(MAX_STRING_BYTES + 1),
+                    ..v1::Bash::default()
+                }];
+            }),
+            "line",
+            "bash[0].cmd is 16385 bytes",
+        ),
+        (
+            refused(|b| {
+                b.bash = vec![v1::Bash {
+                    user: 9,
+                    ..v1::Bash::default()
+                }];
+            }),
+            "unknown_text",
+            "bash[0].user is text 9",
         ),
         (
             refused(|b| b.strings.as_mut().unwrap().texts = vec!["x".into(); 65_537]),

@@ -1,7 +1,7 @@
 //! Cuts a run of rows into request bodies of bounded size.
 
-use super::{Format, PointEncoder, PointTooLarge};
-use crate::Netflow;
+use super::{Format, PointEncoder, PointTooLarge, row::Record, table_header};
+use crate::Measurement;
 
 /// Largest raw (uncompressed) body that DataWay is sent by default, bytes.
 pub const DEFAULT_BODY_LIMIT: usize = 1 << 20;
@@ -25,6 +25,8 @@ pub struct BodyBuilder {
     limit: usize,
     buf: Vec<u8>,
     points: u32,
+    /// What the last row of a table was.
+    under: Option<Measurement>,
 }
 
 // === impl BodyBuilder ===
@@ -38,27 +40,32 @@ impl BodyBuilder {
             limit,
             buf: Vec::new(),
             points: 0,
+            under: None,
         }
     }
 
-    /// Adds one row. Returns the finished body when the row did not fit into it any more; the row is then the first of
+    /// Adds one row; in a table the head of its columns goes before the first of a kind. Returns the finished body when the row did not fit into it any more; the row is then the first of
     /// the next body.
     ///
     /// # Errors
     /// [`PointTooLarge`] when the row alone passes the limit; it is left out, the rows before it stay.
-    pub fn push(&mut self, encoder: &PointEncoder, row: &Netflow) -> Result<Option<Body>, PointTooLarge> {
+    pub fn push<R: Record>(&mut self, encoder: &PointEncoder, row: &R) -> Result<Option<Body>, PointTooLarge> {
         debug_assert_eq!(
             encoder.format(),
             self.format,
             "encoder and body builder must have one format"
         );
         let start = self.buf.len();
+        if self.format == Format::Table && self.under != Some(R::MEASUREMENT) {
+            self.buf.extend_from_slice(table_header(R::MEASUREMENT).as_bytes());
+            self.under = Some(R::MEASUREMENT);
+        }
         encoder.encode_into(row, &mut self.buf)?;
         let added = self.buf.len() - start;
         if added > self.limit {
             self.buf.truncate(start);
             return Err(PointTooLarge {
-                measurement: "netflow",
+                measurement: R::MEASUREMENT.name(),
                 part: "body",
                 bytes: added,
                 limit: self.limit,
@@ -84,6 +91,7 @@ impl BodyBuilder {
         }
         let bytes = std::mem::take(&mut self.buf);
         let points = std::mem::take(&mut self.points);
+        self.under = None;
         Some(self.body(bytes, points))
     }
 

@@ -4,10 +4,11 @@
 
 use super::{
     check,
-    plan::{Entry, EntryValue, Plan, PlanBuilder, Read},
+    plan::{Entry, EntryValue, Kind, Plan, PlanBuilder, Read},
+    row::Record,
     text::{Cursor, Value},
 };
-use crate::{Netflow, column::Role};
+use crate::column::Type;
 
 /// Keys of the object that are neither tag nor field; a global tag of the same name is left out.
 pub(super) const RESERVED: [&str; 2] = ["measurement", "time"];
@@ -19,8 +20,8 @@ pub(super) fn plan(measurement: &str, entries: Vec<Entry<'_>>) -> Plan {
         put_quoted(out, measurement);
         out.extend(b",\"time\":");
     });
-    plan.read(Read::Time, |_| {});
-    for Entry { key, role, value } in &entries {
+    plan.read(Read::Time, Kind::Field(Type::Int), |_| {});
+    for Entry { key, kind, value } in &entries {
         if RESERVED.contains(key) {
             continue;
         }
@@ -29,12 +30,12 @@ pub(super) fn plan(measurement: &str, entries: Vec<Entry<'_>>) -> Plan {
             put_quoted(out, key);
             out.push(b':');
         });
-        match (role, value) {
+        match (kind, value) {
             (_, EntryValue::Constant(value)) => plan.lead(|out| put_quoted(out, value)),
-            (Role::Field, EntryValue::Read(read)) => plan.read(*read, |_| {}),
-            (Role::Tag, EntryValue::Read(read)) => {
+            (Kind::Field(Type::Int | Type::Bool), EntryValue::Read(read)) => plan.read(*read, *kind, |_| {}),
+            (Kind::Tag | Kind::Field(Type::Text), EntryValue::Read(read)) => {
                 plan.lead(|out| out.push(b'"'));
-                plan.read(*read, |_| {});
+                plan.read(*read, *kind, |_| {});
                 plan.lead(|out| out.push(b'"'));
             }
         }
@@ -43,13 +44,16 @@ pub(super) fn plan(measurement: &str, entries: Vec<Entry<'_>>) -> Plan {
     plan.finish()
 }
 
-pub(super) fn encode(plan: &Plan, row: &Netflow, out: &mut Vec<u8>) {
+pub(super) fn encode<R: Record>(plan: &Plan, row: &R, out: &mut Vec<u8>) {
     let mut cursor = Cursor::new(out, plan.budget);
     for op in &plan.ops {
         cursor.bytes(&plan.blob[op.lead.clone()]);
         match op.read.of(row) {
             Value::Text(text) => {
-                let text = check::clean_value(text);
+                let text = match op.kind {
+                    Kind::Tag => check::clean_value(text),
+                    Kind::Field(_) => text.into(),
+                };
                 // The longest escape, \u00XX, has six bytes.
                 cursor.room(text.len() * 6 + plan.budget);
                 for byte in text.bytes() {
@@ -59,6 +63,7 @@ pub(super) fn encode(plan: &Plan, row: &Netflow, out: &mut Vec<u8>) {
             Value::Ip(ip) => cursor.ip(ip),
             Value::Unsigned(number) => cursor.unsigned(number),
             Value::Signed(number) => cursor.signed(number),
+            Value::Bool(value) => cursor.bool(value),
         }
     }
     cursor.bytes(&plan.blob[plan.tail.clone()]);

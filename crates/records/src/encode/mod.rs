@@ -3,7 +3,7 @@
 //! Entry: [`PointEncoder`] holds everything that is the same for all rows of one agent (global tags, key bytes) and
 //! appends one row per call; [`BodyBuilder`] cuts a run of rows into request bodies of bounded size.
 //!
-//! Data flow: the column table of the measurement ([`crate::netflow::COLUMNS`]) and the checked global tags ([`check`])
+//! Data flow: the column table of the measurement ([`crate::Measurement::columns`]) and the checked global tags ([`check`])
 //! become one plan per row shape (module `plan`); a format module walks the plan. Rows of one shape (transport, direction,
 //! which ends have Kubernetes names, ...) differ only in their values, so all that is constant is encoded once.
 
@@ -13,6 +13,7 @@ mod json;
 mod line;
 mod plan;
 mod protobuf;
+mod row;
 mod table;
 mod text;
 
@@ -20,10 +21,11 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 pub use body::{Body, BodyBuilder, DEFAULT_BODY_LIMIT};
 pub use check::{Adjustment, AdjustmentKind};
-use plan::{Plan, Shape};
+use plan::{End, Plan, Shape};
+pub use row::Record;
 pub use table::table_header;
 
-use crate::{Globals, Netflow, Str, column::Role};
+use crate::{Globals, Measurement, Str, column::Role};
 
 /// Wire form of a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +36,7 @@ pub enum Format {
     LineProtocol,
     /// One flat JSON object per line.
     Json,
-    /// One readable row per line for terminals; print [`table_header`] first.
+    /// One readable row per line for terminals, under a [`table_header`] that [`BodyBuilder`] writes.
     Table,
 }
 
@@ -68,7 +70,8 @@ pub struct PointEncoder {
     options: EncodeOptions,
     globals: Vec<(String, String)>,
     adjustments: Vec<Adjustment>,
-    plans: [OnceLock<Plan>; Shape::COUNT],
+    /// By measurement and shape; those of a measurement that never comes are not made room for.
+    plans: [OnceLock<Plans>; Measurement::ALL.len()],
     /// Plans of rows with labels, by shape and the labels' keys.
     labelled: RwLock<Vec<Labelled>>,
 }
@@ -76,8 +79,12 @@ pub struct PointEncoder {
 /// Sets of labels whose plans are kept; pods of one cluster have few.
 const LABELLED_MAX: usize = 64;
 
+/// Plans of one measurement, by shape.
+type Plans = Box<[OnceLock<Plan>]>;
+
 #[derive(Debug)]
 struct Labelled {
+    measurement: Measurement,
     shape: Shape,
     keys: Box<[Str]>,
     plan: Arc<Plan>,
@@ -105,20 +112,23 @@ impl PointEncoder {
     /// [`Self::adjustments`]; log it once.
     #[must_use]
     pub fn new(format: Format, globals: &Globals, options: EncodeOptions) -> Self {
+        let columns = |measurement| plan::columns(measurement, format, options);
         let reserved = |key: &str| {
-            plan::columns(format, options).any(|column| column.name == key && !column.is_default())
+            let mut all = Measurement::ALL.into_iter().flat_map(columns);
+            all.any(|column| column.name == key && !column.is_default())
                 || (format == Format::Json && json::RESERVED.contains(&key))
         };
-        let tags = plan::columns(format, options)
-            .filter(|column| column.role == Role::Tag)
-            .count();
+        let tags = Measurement::ALL
+            .map(|kind| columns(kind).filter(|column| column.role == Role::Tag).count())
+            .into_iter()
+            .fold(0, usize::max);
         let (globals, adjustments) = check::clean_globals(globals, reserved, tags);
         Self {
             format,
             options,
             globals,
             adjustments,
-            plans: [const { OnceLock::new() }; Shape::COUNT],
+            plans: [const { OnceLock::new() }; Measurement::ALL.len()],
             labelled: RwLock::default(),
         }
     }
@@ -142,21 +152,22 @@ impl PointEncoder {
     /// unchanged then.
     #[expect(
         clippy::indexing_slicing,
-        reason = "a shape's index is below Shape::COUNT by its bit width"
+        reason = "indexes of measurements and shapes are below their number"
     )]
-    pub fn encode_into(&self, row: &Netflow, out: &mut Vec<u8>) -> Result<(), PointTooLarge> {
+    pub fn encode_into<R: Record>(&self, row: &R, out: &mut Vec<u8>) -> Result<(), PointTooLarge> {
         if self.format == Format::Table {
-            table::encode(row, out);
+            table::encode(R::MEASUREMENT, row, out);
             return Ok(());
         }
         let shape = Shape::of(row);
-        let labels = row.local_k8s.as_ref().map_or(&[][..], |names| &names.labels);
+        let labels = row.k8s(End::Local).map_or(&[][..], |names| &names.labels);
         let labelled;
         let plan = if labels.is_empty() {
-            let new = || Plan::new(self.format, shape, &self.globals, &[], self.options);
-            self.plans[shape.index()].get_or_init(new)
+            let new = || Plan::new(self.format, R::MEASUREMENT, shape, &self.globals, &[], self.options);
+            let room = || (0..Shape::COUNT).map(|_| OnceLock::new()).collect();
+            self.plans[R::MEASUREMENT.index()].get_or_init(room)[shape.index()].get_or_init(new)
         } else {
-            labelled = self.labelled(shape, labels);
+            labelled = self.labelled(R::MEASUREMENT, shape, labels);
             &labelled
         };
         match self.format {
@@ -169,19 +180,29 @@ impl PointEncoder {
     }
 
     /// The plan of rows with these labels.
-    fn labelled(&self, shape: Shape, labels: &[(Str, Str)]) -> Arc<Plan> {
-        let same = |it: &&Labelled| it.shape == shape && it.keys.iter().eq(labels.iter().map(|(key, _)| key));
+    fn labelled(&self, measurement: Measurement, shape: Shape, labels: &[(Str, Str)]) -> Arc<Plan> {
+        let same = |it: &&Labelled| {
+            it.measurement == measurement && it.shape == shape && it.keys.iter().eq(labels.iter().map(|(key, _)| key))
+        };
         let known = self.labelled.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.iter().find(same) {
             return Arc::clone(&found.plan);
         }
         drop(known);
-        let plan = Arc::new(Plan::new(self.format, shape, &self.globals, labels, self.options));
+        let plan = Arc::new(Plan::new(
+            self.format,
+            measurement,
+            shape,
+            &self.globals,
+            labels,
+            self.options,
+        ));
         let mut known = self.labelled.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= LABELLED_MAX {
             known.clear();
         }
         known.push(Labelled {
+            measurement,
             shape,
             keys: labels.iter().map(|(key, _)| key.clone()).collect(),
             plan: Arc::clone(&plan),

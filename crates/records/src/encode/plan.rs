@@ -5,17 +5,16 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{EncodeOptions, Format, check, json, line, protobuf};
+use super::{EncodeOptions, Format, check, json, line, protobuf, row::Row};
 use crate::{
-    Direction, Family, Netflow, Str, Transport,
-    column::{Cell, Column, Counter, K8sKey, Output, Role, Side},
-    netflow::{COLUMNS, MEASUREMENT},
+    Direction, Family, Measurement, Str, Transport,
+    column::{Cell, Column, Counter, K8sKey, Output, Part, Role, Side, TextOf, Type},
 };
 
 /// Text written where a value is not available.
 pub(super) const NOT_AVAILABLE: &str = "N/A";
 
-/// What decides the columns of a row, packed into 6 bits.
+/// What decides the columns of a row, packed into 7 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape(u8);
 
@@ -38,6 +37,7 @@ pub(super) struct Op {
     pub(super) lead: Range<usize>,
     pub(super) key: Range<usize>,
     pub(super) read: Read,
+    pub(super) kind: Kind,
     /// First field after the tags.
     pub(super) first_field: bool,
 }
@@ -46,6 +46,13 @@ pub(super) struct Op {
 pub(super) const PADDING: usize = 32;
 /// Text length that [`Plan::budget`] includes per read.
 pub(super) const INLINE_TEXT: usize = 64;
+
+/// What a value is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Tag,
+    Field(Type),
+}
 
 /// One end of the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +78,9 @@ pub(super) enum Read {
     /// Value of a label of the local end, by its place.
     Label(usize),
     Counter(Counter),
+    /// A text of this kind of record.
+    Text(TextOf),
+    Truncated,
 }
 
 /// A column within a shape.
@@ -83,7 +93,7 @@ enum Resolved {
 /// One key of the output with its value.
 pub(super) struct Entry<'a> {
     pub(super) key: &'a str,
-    pub(super) role: Role,
+    pub(super) kind: Kind,
     pub(super) value: EntryValue<'a>,
 }
 
@@ -106,7 +116,7 @@ pub(super) struct PlanBuilder {
 
 impl Shape {
     /// Number of different shapes.
-    pub(super) const COUNT: usize = 64;
+    pub(super) const COUNT: usize = 128;
 
     const UDP: u8 = 1;
     const V6: u8 = 1 << 1;
@@ -114,17 +124,19 @@ impl Shape {
     const LOCAL_K8S: u8 = 1 << 3;
     const REMOTE_K8S: u8 = 1 << 4;
     const NAT: u8 = 1 << 5;
+    const OPTIONAL: u8 = 1 << 6;
 
     #[inline]
-    pub(super) fn of(row: &Netflow) -> Self {
+    pub(super) fn of(row: &impl Row) -> Self {
         let bit = |set: bool, mask: u8| if set { mask } else { 0 };
         Self(
-            bit(row.transport == Transport::Udp, Self::UDP)
-                | bit(row.family == Family::V6, Self::V6)
-                | bit(row.direction == Direction::Incoming, Self::INCOMING)
-                | bit(row.local_k8s.is_some(), Self::LOCAL_K8S)
-                | bit(row.remote_k8s.is_some(), Self::REMOTE_K8S)
-                | bit(row.dst_nat.is_some(), Self::NAT),
+            bit(row.transport() == Transport::Udp, Self::UDP)
+                | bit(row.family() == Family::V6, Self::V6)
+                | bit(row.direction() == Direction::Incoming, Self::INCOMING)
+                | bit(row.k8s(End::Local).is_some(), Self::LOCAL_K8S)
+                | bit(row.k8s(End::Remote).is_some(), Self::REMOTE_K8S)
+                | bit(row.nat().is_some(), Self::NAT)
+                | bit(row.has_optional(), Self::OPTIONAL),
         )
     }
 
@@ -184,6 +196,12 @@ impl Shape {
             Cell::TcpCounter(_) if self.has(Self::UDP) => return Resolved::Absent,
             Cell::UdpCounter(_) if !self.has(Self::UDP) => return Resolved::Absent,
             Cell::TcpCounter(counter) | Cell::UdpCounter(counter) => Read::Counter(counter),
+            Cell::Optional(_) if !self.has(Self::OPTIONAL) => return Resolved::Absent,
+            Cell::Optional(Part::Text(text)) | Cell::Text(text) => Read::Text(text),
+            Cell::Optional(Part::Counter(counter)) => Read::Counter(counter),
+            Cell::Truncated => Read::Truncated,
+            Cell::OwnK8s(_) if !self.has(Self::LOCAL_K8S) => return Resolved::Absent,
+            Cell::OwnK8s(key) => Read::K8s(End::Local, key),
             Cell::ClientSent if outgoing => Read::Counter(Counter::BytesWritten),
             Cell::ServerSent if !outgoing => Read::Counter(Counter::BytesWritten),
             Cell::ClientSent | Cell::ServerSent => Read::Counter(Counter::BytesRead),
@@ -198,14 +216,15 @@ impl Plan {
     /// labels with one key the first counts, and none takes the place of a column or of a global tag.
     pub(super) fn new(
         format: Format,
+        measurement: Measurement,
         shape: Shape,
         globals: &[(String, String)],
         labels: &[(Str, Str)],
         options: EncodeOptions,
     ) -> Self {
         let keys: Vec<_> = labels.iter().map(|(key, _)| check::clean_key(key)).collect();
-        let mut entries = Vec::with_capacity(COLUMNS.len() + globals.len());
-        for column in columns(format, options) {
+        let mut entries = Vec::with_capacity(measurement.columns().len() + globals.len());
+        for column in columns(measurement, format, options) {
             // A user's own tag goes before a mere default.
             let overridden = column.is_default() && globals.iter().any(|(key, _)| key == column.name);
             let value = match shape.resolve(column.cell) {
@@ -216,7 +235,10 @@ impl Plan {
             };
             entries.push(Entry {
                 key: column.name,
-                role: column.role,
+                kind: match column.role {
+                    Role::Tag => Kind::Tag,
+                    Role::Field => Kind::Field(column.ty),
+                },
                 value,
             });
         }
@@ -225,36 +247,41 @@ impl Plan {
                 let value = EntryValue::Constant(Cow::Borrowed(value.as_str()));
                 entries.push(Entry {
                     key,
-                    role: Role::Tag,
+                    kind: Kind::Tag,
                     value,
                 });
             }
         }
         for (index, key) in keys.iter().enumerate() {
-            let column = columns(format, options).any(|column| column.name == *key && !column.is_default())
+            let column = columns(measurement, format, options)
+                .any(|column| column.name == *key && !column.is_default())
                 || (format == Format::Json && json::RESERVED.contains(&&**key));
             let taken = column || entries.iter().any(|entry| entry.key == *key);
-            let tags = entries.iter().filter(|entry| entry.role == Role::Tag).count();
+            let tags = entries.iter().filter(|entry| entry.kind == Kind::Tag).count();
             if !key.is_empty() && !taken && tags < check::MAX_TAGS {
                 entries.push(Entry {
                     key,
-                    role: Role::Tag,
+                    kind: Kind::Tag,
                     value: EntryValue::Read(Read::Label(index)),
                 });
             }
         }
         match format {
-            Format::Protobuf => protobuf::plan(MEASUREMENT, entries),
-            Format::LineProtocol => line::plan(MEASUREMENT, entries),
-            Format::Json | Format::Table => json::plan(MEASUREMENT, entries),
+            Format::Protobuf => protobuf::plan(measurement.name(), entries),
+            Format::LineProtocol => line::plan(measurement.name(), entries),
+            Format::Json | Format::Table => json::plan(measurement.name(), entries),
         }
     }
 }
 
 /// The columns that an encoder may write.
-pub(super) fn columns(format: Format, options: EncodeOptions) -> impl Iterator<Item = &'static Column> {
-    COLUMNS.iter().filter(move |column| match column.output {
-        Output::Documented => true,
+pub(super) fn columns(
+    measurement: Measurement,
+    format: Format,
+    options: EncodeOptions,
+) -> impl Iterator<Item = &'static Column> {
+    measurement.columns().iter().filter(move |column| match column.output {
+        Output::Documented | Output::Addition => true,
         Output::JsonOnly => format == Format::Json,
         Output::Compat => options.compat_keys,
     })
@@ -269,17 +296,18 @@ impl PlanBuilder {
     }
 
     /// Adds a read with the bytes that belong to its value.
-    pub(super) fn read(&mut self, read: Read, key: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn read(&mut self, read: Read, kind: Kind, key: impl FnOnce(&mut Vec<u8>)) {
         let lead = self.lead_from..self.blob.len();
         key(&mut self.blob);
         let key = lead.end..self.blob.len();
         self.lead_from = key.end;
-        let first_field = !self.fields && matches!(read, Read::Counter(_));
+        let first_field = !self.fields && matches!(kind, Kind::Field(_)) && read != Read::Time;
         self.fields |= first_field;
         self.ops.push(Op {
             lead,
             key,
             read,
+            kind,
             first_field,
         });
     }

@@ -5,10 +5,11 @@
 
 use super::{
     check,
-    plan::{Entry, EntryValue, INLINE_TEXT, Op, PADDING, Plan, PlanBuilder, Read},
+    plan::{Entry, EntryValue, INLINE_TEXT, Kind, Op, PADDING, Plan, PlanBuilder, Read},
+    row::Record,
     text::{Cursor, Value},
 };
-use crate::{Netflow, column::Role};
+use crate::column::Type;
 
 // Field numbers and wire types of the schema, as the bytes they make.
 const POINTS_ARR: u8 = 0x0a;
@@ -17,6 +18,7 @@ const POINT_FIELDS: u8 = 0x12;
 const POINT_TIME: u8 = 0x18;
 const FIELD_KEY: u8 = 0x0a;
 const FIELD_I: u8 = 0x10;
+const FIELD_B: u8 = 0x28;
 const FIELD_S: u8 = 0x5a;
 const FIELD_IS_TAG: [u8; 2] = [0x40, 0x01];
 
@@ -26,34 +28,37 @@ pub(super) fn plan(measurement: &str, entries: Vec<Entry<'_>>) -> Plan {
     plan.lead(|out| {
         out.push(POINT_NAME);
         put_text(out, measurement);
-        for Entry { key, value, .. } in &entries {
+        for Entry { key, kind, value } in &entries {
             let EntryValue::Constant(value) = value else { continue };
             let mut field = vec![FIELD_KEY];
             put_text(&mut field, key);
             field.push(FIELD_S);
             put_text(&mut field, value);
-            field.extend(FIELD_IS_TAG);
+            if *kind == Kind::Tag {
+                field.extend(FIELD_IS_TAG);
+            }
             out.push(POINT_FIELDS);
             put_varint(out, field.len());
             out.extend(field);
         }
     });
-    for Entry { key, role, value } in &entries {
+    for Entry { key, kind, value } in &entries {
         let EntryValue::Read(read) = value else { continue };
-        plan.read(*read, |out| {
+        plan.read(*read, *kind, |out| {
             // Both lengths are patched when the value is known. Column names are far below 128 bytes.
             out.extend([POINT_FIELDS, 0, FIELD_KEY]);
             put_text(out, key);
-            match role {
-                Role::Tag => out.extend([FIELD_S, 0]),
-                Role::Field => out.push(FIELD_I),
+            match kind {
+                Kind::Tag | Kind::Field(Type::Text) => out.extend([FIELD_S, 0]),
+                Kind::Field(Type::Int) => out.push(FIELD_I),
+                Kind::Field(Type::Bool) => out.push(FIELD_B),
             }
         });
     }
     plan.finish()
 }
 
-pub(super) fn encode(plan: &Plan, row: &Netflow, out: &mut Vec<u8>) {
+pub(super) fn encode<R: Record>(plan: &Plan, row: &R, out: &mut Vec<u8>) {
     let start = out.len();
     let mut cursor = Cursor::new(out, plan.budget);
     cursor.bytes(&[POINTS_ARR, 0, 0]);
@@ -64,7 +69,7 @@ pub(super) fn encode(plan: &Plan, row: &Netflow, out: &mut Vec<u8>) {
         put_read(&mut cursor, plan, op, row);
     }
     cursor.byte(POINT_TIME);
-    cursor.varint(row.time_unix_ns.cast_unsigned());
+    cursor.varint(row.time().cast_unsigned());
     let len = cursor.at - start - 3;
     if (0x80..0x4000).contains(&len) {
         cursor.out[start + 1] = len as u8 | 0x80;
@@ -76,7 +81,7 @@ pub(super) fn encode(plan: &Plan, row: &Netflow, out: &mut Vec<u8>) {
 }
 
 #[inline]
-fn put_read(cursor: &mut Cursor<'_>, plan: &Plan, op: &Op, row: &Netflow) {
+fn put_read<R: Record>(cursor: &mut Cursor<'_>, plan: &Plan, op: &Op, row: &R) {
     let head = cursor.at;
     let key = &plan.blob[op.key.start..];
     match key.first_chunk::<PADDING>() {
@@ -84,14 +89,17 @@ fn put_read(cursor: &mut Cursor<'_>, plan: &Plan, op: &Op, row: &Netflow) {
         _ => cursor.bytes(&plan.blob[op.key.clone()]),
     }
     if let Read::Counter(counter) = op.read {
-        cursor.varint(super::text::count(row, counter).cast_unsigned());
+        cursor.varint(row.counter(counter).cast_unsigned());
         cursor.out[head + 1] = (cursor.at - head - 2) as u8;
         return;
     }
     let value = cursor.at;
     match op.read.of(row) {
         Value::Text(text) => {
-            let text = check::clean_value(text);
+            let text = match op.kind {
+                Kind::Tag => check::clean_value(text),
+                Kind::Field(_) => text.into(),
+            };
             if text.len() > INLINE_TEXT {
                 cursor.room(text.len() + plan.budget);
             }
@@ -100,9 +108,16 @@ fn put_read(cursor: &mut Cursor<'_>, plan: &Plan, op: &Op, row: &Netflow) {
         Value::Ip(ip) => cursor.ip(ip),
         Value::Unsigned(number) => cursor.unsigned(number),
         Value::Signed(number) => cursor.signed(number),
+        Value::Bool(set) => {
+            cursor.byte(set.into());
+            cursor.out[head + 1] = (cursor.at - head - 2) as u8;
+            return;
+        }
     }
     let value_len = cursor.at - value;
-    cursor.bytes(&FIELD_IS_TAG);
+    if op.kind == Kind::Tag {
+        cursor.bytes(&FIELD_IS_TAG);
+    }
     let field_len = cursor.at - head - 2;
     if field_len < 0x80 {
         cursor.out[value - 1] = value_len as u8;

@@ -6,11 +6,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::plan::{End, Read};
-use crate::{
-    IpType, K8sEndpoint, Netflow, Port,
-    column::{Counter, K8sKey},
+use super::{
+    plan::{End, Read},
+    row::Row,
 };
+use crate::{IpType, K8sEndpoint, Port, column::K8sKey};
 
 /// Appends to a buffer that was grown in advance, so that single writes need no growth check. The bytes behind the
 /// position are scratch; [`Cursor::finish`] cuts them off.
@@ -28,6 +28,7 @@ pub(super) enum Value<'a> {
     Ip(IpAddr),
     Unsigned(u64),
     Signed(i64),
+    Bool(bool),
 }
 
 const fn octets() -> [[u8; 4]; 256] {
@@ -116,6 +117,11 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
+    pub(super) fn bool(&mut self, value: bool) {
+        self.bytes(if value { b"true" } else { b"false" });
+    }
+
+    #[inline]
     pub(super) fn ip(&mut self, ip: IpAddr) {
         match ip {
             IpAddr::V4(v4) => self.ipv4(v4),
@@ -183,53 +189,42 @@ impl<'a> Cursor<'a> {
 impl Read {
     /// The value in `row`. Texts of a record are not checked yet.
     #[inline]
-    pub(super) fn of(self, row: &Netflow) -> Value<'_> {
+    pub(super) fn of(self, row: &impl Row) -> Value<'_> {
         match self {
-            Self::Time => Value::Signed(row.time_unix_ns),
-            Self::Ip(end) => Value::Ip(endpoint(row, end).ip),
-            Self::IpType(end) => Value::Text(match IpType::of(endpoint(row, end).ip) {
+            Self::Time => Value::Signed(row.time()),
+            Self::Ip(end) => Value::Ip(row.endpoint(end).ip),
+            Self::IpType(end) => Value::Text(match IpType::of(row.endpoint(end).ip) {
                 IpType::Private => "private",
                 IpType::Loopback => "loopback",
                 IpType::Multicast => "multicast",
                 IpType::Other => "other",
             }),
-            Self::Port(end) => match endpoint(row, end).port {
+            Self::Port(end) => match row.endpoint(end).port {
                 Port::Number(port) => Value::Unsigned(u64::from(port)),
                 Port::Any => Value::Text("*"),
             },
             Self::NatIp => row
-                .dst_nat
+                .nat()
                 .map_or(Value::Text(super::plan::NOT_AVAILABLE), |(ip, _)| Value::Ip(ip)),
-            Self::NatPort => row
-                .dst_nat
-                .map_or(Value::Text(super::plan::NOT_AVAILABLE), |(_, port)| {
-                    Value::Unsigned(u64::from(port))
-                }),
-            Self::Domain => Value::Text(&row.dst_domain),
-            Self::Pid => Value::Unsigned(u64::from(row.pid)),
-            Self::ProcessName => Value::Text(&row.process_name),
-            Self::Netns => Value::Unsigned(u64::from(row.netns)),
+            Self::NatPort => row.nat().map_or(Value::Text(super::plan::NOT_AVAILABLE), |(_, port)| {
+                Value::Unsigned(u64::from(port))
+            }),
+            Self::Domain => Value::Text(row.domain()),
+            Self::Pid => Value::Unsigned(u64::from(row.pid())),
+            Self::ProcessName => Value::Text(row.process_name()),
+            Self::Netns => Value::Unsigned(u64::from(row.netns())),
             Self::K8s(end, key) => {
-                let names = match end {
-                    End::Local => row.local_k8s.as_deref(),
-                    End::Remote => row.remote_k8s.as_deref(),
-                };
+                let names = row.k8s(end);
                 Value::Text(names.map_or(super::plan::NOT_AVAILABLE, |names| k8s(names, key)))
             }
             Self::Label(index) => {
-                let label = row.local_k8s.as_ref().and_then(|names| names.labels.get(index));
+                let label = row.k8s(End::Local).and_then(|names| names.labels.get(index));
                 Value::Text(label.map_or("", |(_, value)| value))
             }
-            Self::Counter(counter) => Value::Signed(count(row, counter)),
+            Self::Counter(counter) => Value::Signed(row.counter(counter)),
+            Self::Text(text) => Value::Text(row.text(text)),
+            Self::Truncated => Value::Bool(row.truncated()),
         }
-    }
-}
-
-#[inline]
-const fn endpoint(row: &Netflow, end: End) -> &crate::Endpoint {
-    match end {
-        End::Local => &row.local,
-        End::Remote => &row.remote,
     }
 }
 
@@ -255,21 +250,4 @@ fn k8s(names: &K8sEndpoint, key: K8sKey) -> &str {
     } else {
         text
     }
-}
-
-/// Fields are of type int: a count beyond it stays at the largest int.
-#[inline]
-pub(super) fn count(row: &Netflow, counter: Counter) -> i64 {
-    let count = match counter {
-        Counter::BytesRead => row.bytes_read,
-        Counter::BytesWritten => row.bytes_written,
-        Counter::Retransmits => row.retransmits,
-        Counter::Rtt => row.rtt_us,
-        Counter::RttVar => row.rtt_var_us,
-        Counter::TcpClosed => row.tcp_closed,
-        Counter::TcpEstablished => row.tcp_established,
-        Counter::DatagramsRead => row.datagrams_read,
-        Counter::DatagramsWritten => row.datagrams_written,
-    };
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

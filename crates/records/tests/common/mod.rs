@@ -15,7 +15,8 @@ use std::{
 };
 
 use ec_records::{
-    Direction, Endpoint, Family, Globals, K8sEndpoint, Netflow, Port, Transport, column::Output, netflow::COLUMNS,
+    Bash, Direction, Dnsflow, Endpoint, Family, Flow, Globals, Httpflow, K8sEndpoint, Netflow, Port, Question,
+    Transport, column::Output, netflow::COLUMNS,
 };
 use proptest::prelude::*;
 
@@ -26,6 +27,15 @@ pub struct Point {
     pub time: i64,
     pub tags: BTreeMap<String, String>,
     pub fields: BTreeMap<String, i64>,
+    /// Fields of other types than int.
+    pub others: BTreeMap<String, Other>,
+}
+
+/// A value that is no int.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Other {
+    Text(String),
+    Bool(bool),
 }
 
 /// The DataWay schema, written down from its description, decoded by prost.
@@ -89,6 +99,8 @@ pub fn decode_protobuf(bytes: &[u8]) -> Vec<Point> {
                 let duplicate = match (field.val.expect("a value"), field.is_tag) {
                     (pb::Val::S(text), true) => out.tags.insert(field.key, text).is_some(),
                     (pb::Val::I(number), false) => out.fields.insert(field.key, number).is_some(),
+                    (pb::Val::S(text), false) => out.others.insert(field.key, Other::Text(text)).is_some(),
+                    (pb::Val::B(set), false) => out.others.insert(field.key, Other::Bool(set)).is_some(),
                     other => panic!("unexpected value {other:?} of {}", field.key),
                 };
                 assert!(!duplicate, "a key occurs twice");
@@ -233,6 +245,7 @@ pub fn expected(row: &Netflow, globals: &[(&str, &str)]) -> Point {
         time: row.time_unix_ns,
         tags,
         fields,
+        others: BTreeMap::new(),
     }
 }
 
@@ -359,6 +372,68 @@ pub fn udp_row() -> Netflow {
         datagrams_written: 11,
         ..tcp_row()
     }
+}
+
+fn flow_of(row: Netflow) -> Flow {
+    Flow {
+        local: row.local,
+        remote: row.remote,
+        transport: row.transport,
+        family: row.family,
+        direction: row.direction,
+        netns: row.netns,
+        pid: row.pid,
+        process_name: row.process_name,
+        dst_nat: row.dst_nat,
+        dst_domain: row.dst_domain,
+        local_k8s: row.local_k8s,
+        remote_k8s: row.remote_k8s,
+    }
+}
+
+pub fn httpflow(row: Netflow, grpc_status: Option<u32>) -> Httpflow {
+    Httpflow {
+        time_unix_ns: row.time_unix_ns,
+        flow: flow_of(row),
+        method: "GET".into(),
+        path: "/a \"b\" c\\d,e=f\n".into(),
+        http_version: "1.1".into(),
+        status_code: 404,
+        grpc_status,
+        truncated: true,
+        count: 7,
+        latency_ns: u64::MAX,
+        bytes_read: 11,
+        bytes_written: 12,
+    }
+}
+
+pub fn dnsflow(row: Netflow, question: Option<(&str, &str)>) -> Dnsflow {
+    Dnsflow {
+        time_unix_ns: row.time_unix_ns,
+        flow: flow_of(row),
+        question: question.map(|(name, kind)| Question {
+            name: name.into(),
+            kind: kind.into(),
+        }),
+        rcode: -1,
+        count: 3,
+        latency_ns: 0,
+        latency_max_ns: 0,
+    }
+}
+
+pub fn bash(k8s: bool) -> Bash {
+    let cmd = format!("echo \"{}\" \\\n\t'ä'", "x".repeat(2000));
+    let k8s = udp_row().local_k8s.filter(|_| k8s);
+    Bash::new(
+        1_790_000_000_123_456_789,
+        17,
+        "ann".into(),
+        cmd.as_str().into(),
+        false,
+        k8s,
+    )
 }
 
 /// Texts that try every rule: special characters, wide characters, too long.

@@ -512,7 +512,10 @@ impl NetCapture {
             }
             let count = netflow.len() as u64;
             self.rows_stage.entered(count);
-            permit.send(RecordBatch { netflow });
+            permit.send(RecordBatch {
+                netflow,
+                ..RecordBatch::default()
+            });
             self.rows_stage.emitted(count);
         }
         self.rows.ends().give_back(names.into_book());
