@@ -93,6 +93,39 @@ async fn line_protocol_and_uncompressed_bodies_are_taken_too() {
     assert_ledger_closes(&telemetry);
 }
 
+/// Bodies of logs lie in the queue beside those of flows, also over a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_record_goes_where_it_belongs() {
+    let dir = tempfile::tempdir().unwrap();
+    let stub = stub().await;
+    stub.set_fault(Fault::Status {
+        status: 503,
+        retry_after: None,
+    });
+    let sink = || dataway("main", &stub.url(), |_| {});
+    let (aggregator, _) = start(config(dir.path(), vec![sink()])).await;
+    let mut all = delivery(9, 1, 1..4);
+    all.batch.httpflow = vec![common::httpflow(7)];
+    all.batch.dnsflow = vec![common::dnsflow(8)];
+    all.batch.bash = vec![common::bash(9), common::bash(10)];
+    assert_eq!(aggregator.accept().accept(all).await.unwrap(), Accepted::Stored);
+    drop(aggregator);
+    stub.set_fault(Fault::None);
+    let text = dir.path().join("rows.txt");
+    let file = SinkConfig::file(text.clone(), TextFormat::Json);
+    let (aggregator, telemetry) = start(config(dir.path(), vec![sink(), file])).await;
+    let mut more = delivery(9, 2, 4..6);
+    more.batch.bash = vec![common::bash(11)];
+    assert_eq!(aggregator.accept().accept(more).await.unwrap(), Accepted::Stored);
+    assert!(aggregator.drain(DRAIN).await.left.is_empty());
+    let summary = stub.summary();
+    assert_eq!(summary.violations, Vec::<String>::new());
+    let counts = ["netflow", "httpflow", "dnsflow", "bash"].map(|name| summary.points_by_measurement[name]);
+    assert_eq!(counts, [5, 1, 1, 3]);
+    assert_eq!(fs::read_to_string(text).unwrap().lines().count(), 3, "a text takes all kinds");
+    assert_ledger_closes(&telemetry);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_batch_is_dropped_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();

@@ -22,7 +22,9 @@ use aggregator::{
     config::{AggregatorConfig, DatawayConfig, Endpoint, SinkConfig, SinkKind},
     pipeline::{BatchId, Delivery},
 };
-use records::{Direction, Family, Globals, Netflow, Port, RecordBatch, Transport};
+use records::{
+    Bash, Direction, Dnsflow, Family, Flow, Globals, Httpflow, Netflow, Port, Question, RecordBatch, Transport,
+};
 use telemetry::Telemetry;
 use testkit::dataway::{DatawayStub, StubConfig, StubHandle};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +61,60 @@ pub fn record(n: u32) -> Netflow {
         datagrams_read: 0,
         datagrams_written: 0,
     }
+}
+
+fn flow(n: u32) -> Flow {
+    let it = record(n);
+    Flow {
+        local: it.local,
+        remote: it.remote,
+        transport: it.transport,
+        family: it.family,
+        direction: it.direction,
+        netns: it.netns,
+        pid: it.pid,
+        process_name: it.process_name,
+        dst_nat: it.dst_nat,
+        dst_domain: it.dst_domain,
+        local_k8s: it.local_k8s,
+        remote_k8s: it.remote_k8s,
+    }
+}
+
+pub fn httpflow(n: u32) -> Httpflow {
+    Httpflow {
+        time_unix_ns: record(n).time_unix_ns,
+        flow: flow(n),
+        method: "GET".into(),
+        path: "/".into(),
+        http_version: "1.1".into(),
+        status_code: 200,
+        grpc_status: None,
+        truncated: false,
+        count: 1,
+        latency_ns: 5,
+        bytes_read: 6,
+        bytes_written: 7,
+    }
+}
+
+pub fn dnsflow(n: u32) -> Dnsflow {
+    Dnsflow {
+        time_unix_ns: record(n).time_unix_ns,
+        flow: flow(n),
+        question: Some(Question {
+            name: "a.example".into(),
+            kind: "A".into(),
+        }),
+        rcode: records::dnsflow::TIMED_OUT,
+        count: 1,
+        latency_ns: 0,
+        latency_max_ns: 0,
+    }
+}
+
+pub fn bash(n: u32) -> Bash {
+    Bash::new(record(n).time_unix_ns, n, "root".into(), "ls \"a b\"".into(), true, None)
 }
 
 pub fn globals() -> Arc<Globals> {

@@ -93,6 +93,30 @@ fn ack(seq: u64) -> Option<server_message::Kind> {
     Some(server_message::Kind::Ack(v1::Ack { seq }))
 }
 
+/// An aggregator of an earlier version would take a batch and drop the kinds that it does not know, unseen.
+#[tokio::test]
+async fn kinds_that_the_aggregator_does_not_know_are_counted_as_lost() {
+    let old = v1::HelloAck {
+        takes_records: vec![proto::batch_field(records::Measurement::Dnsflow)],
+        ..hello()
+    };
+    let (address, seen) = odd(old, ack).await;
+    let (handle, ledger) = start(uplink(grpc(address)));
+    let mut batch = flows(0..3);
+    let line = || records::Bash::new(1, 2, "ann".into(), "ls".into(), false, None);
+    batch.bash = vec![line(), line()];
+    handle.send(batch).await;
+    let only = records::RecordBatch {
+        bash: vec![line()],
+        ..records::RecordBatch::default()
+    };
+    handle.send(only).await;
+    assert_eq!(handle.drain(PATIENCE).await.records, 0);
+    assert_eq!(*seen.lock(), [1, 2]);
+    assert_eq!(closed(&ledger, "uplink.send"), (6, 3, 0, 3));
+    assert_eq!(ledger.stage("uplink.send").snapshot().lost["uplink_unknown_kind"], 3);
+}
+
 #[tokio::test]
 async fn a_batch_rejected_twice_is_given_up_and_the_rest_goes_on() {
     let (address, seen) = odd(hello(), |seq| match seq {
