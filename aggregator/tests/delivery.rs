@@ -109,7 +109,7 @@ async fn every_kind_of_record_goes_where_it_belongs() {
     all.batch.dnsflow = vec![common::dnsflow(8)];
     all.batch.bash = vec![common::bash(9), common::bash(10)];
     assert_eq!(aggregator.accept().accept(all).await.unwrap(), Accepted::Stored);
-    drop(aggregator);
+    aggregator.drain(Duration::ZERO).await;
     stub.set_fault(Fault::None);
     let text = dir.path().join("rows.txt");
     let file = SinkConfig::file(text.clone(), TextFormat::Json);
@@ -122,7 +122,11 @@ async fn every_kind_of_record_goes_where_it_belongs() {
     assert_eq!(summary.violations, Vec::<String>::new());
     let counts = ["netflow", "httpflow", "dnsflow", "bash"].map(|name| summary.points_by_measurement[name]);
     assert_eq!(counts, [5, 1, 1, 3]);
-    assert_eq!(fs::read_to_string(text).unwrap().lines().count(), 3, "a text takes all kinds");
+    assert_eq!(
+        fs::read_to_string(text).unwrap().lines().count(),
+        3,
+        "a text takes all kinds"
+    );
     assert_ledger_closes(&telemetry);
 }
 

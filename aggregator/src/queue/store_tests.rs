@@ -8,6 +8,7 @@ use crate::queue::PkgIds;
 fn meta(points: u32, body: &[u8]) -> BodyMeta {
     BodyMeta {
         format: Format::Protobuf,
+        category: records::Category::Network,
         gzip: false,
         points,
         raw_len: body.len() as u32,

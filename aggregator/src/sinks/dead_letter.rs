@@ -150,6 +150,7 @@ mod tests {
         let format = Format::Protobuf;
         let meta = BodyMeta {
             format,
+            category: records::Category::Network,
             gzip: true,
             points: 3,
             raw_len: len,

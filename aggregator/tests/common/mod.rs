@@ -114,7 +114,14 @@ pub fn dnsflow(n: u32) -> Dnsflow {
 }
 
 pub fn bash(n: u32) -> Bash {
-    Bash::new(record(n).time_unix_ns, n, "root".into(), "ls \"a b\"".into(), true, None)
+    Bash::new(
+        record(n).time_unix_ns,
+        n,
+        "root".into(),
+        "ls \"a b\"".into(),
+        true,
+        None,
+    )
 }
 
 pub fn globals() -> Arc<Globals> {

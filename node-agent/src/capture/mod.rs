@@ -2,3 +2,4 @@
 
 pub mod conntrack;
 pub mod ebpf_net;
+mod ends;

@@ -18,7 +18,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aggregator::ingest::IngestConfig;
 use node_agent::uplink::{Backoff, Transport, TrySendError, Uplink, UplinkConfig, UplinkHandle};
-use records::{K8sEndpoint, Netflow, RecordBatch};
+use records::{K8sEndpoint, Netflow};
 use telemetry::Ledger;
 use tokio::time;
 use tokio_util::sync::CancellationToken;

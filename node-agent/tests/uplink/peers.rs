@@ -40,7 +40,7 @@ impl Collector for Odd {
         tokio::spawn(async move {
             while let Ok(Some(message)) = inbound.message().await {
                 let kind = match message.kind {
-                    Some(client_message::Kind::Hello(_)) => Some(server_message::Kind::HelloAck(odd.hello)),
+                    Some(client_message::Kind::Hello(_)) => Some(server_message::Kind::HelloAck(odd.hello.clone())),
                     Some(client_message::Kind::Batch(batch)) => {
                         odd.seen.lock().push(batch.seq);
                         (odd.answers)(batch.seq)

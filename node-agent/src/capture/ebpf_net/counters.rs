@@ -9,11 +9,14 @@ use prometheus_client::{
 };
 use telemetry::{Stage, Telemetry};
 
-use super::{ends::UnnamedEnds, policy::PolicyMetrics, tcp::SampleReport};
-use crate::ebpf::{
-    capability::{Capabilities, State},
-    net::NetObject,
-    sys::ProgramStats,
+use super::{policy::PolicyMetrics, tcp::SampleReport};
+use crate::{
+    capture::ends::UnnamedEnds,
+    ebpf::{
+        capability::{Capabilities, State},
+        net::NetObject,
+        sys::ProgramStats,
+    },
 };
 
 /// Ledger stages from kernel to user space: `capture.tcp` in connection ends, `capture.udp` in datagrams. The kernel side

@@ -4,12 +4,14 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ebpf_common::net::{FlowKey, direction};
+use ebpf_common::net::{FlowKey, Tuple, direction};
 use records::{
     Globals, Netflow,
     encode::{EncodeOptions, Format, PointEncoder},
@@ -17,15 +19,16 @@ use records::{
 use serde_json::{Value, json};
 use telemetry::Telemetry;
 
-use super::{
-    super::rows::{self, LeftOut, Origin, Rows, Which},
-    *,
-};
+use super::rows::{LeftOut, Origin, Row, Rows, Which};
 use crate::{
+    capture::{
+        conntrack::{self, End, Nat, Protocol},
+        ends::{Ends, Names, Pods, UnnamedEnds},
+    },
     ebpf::sys::monotonic_ns,
     identity::{
         k8s::{
-            Kind,
+            Kind, LocalEnd, SETTLE_NS,
             fake_api::{Cluster, loopback, pod, start, uid, until},
         },
         process::Proc,
@@ -119,7 +122,7 @@ fn take(rows: &mut Rows, which: Which, unnamed: &UnnamedEnds) -> Vec<Netflow> {
     let now = i64::try_from(now.as_nanos()).unwrap();
     let book = rows.ends().book(now, monotonic_ns());
     let proc = Proc::new("/nonexistent");
-    let mut names = rows::Names::new(&proc, book, unnamed);
+    let mut names = Names::new(&proc, book, unnamed);
     let taken = rows.take(which, usize::MAX, now, &mut names);
     rows.ends().give_back(names.into_book());
     taken
@@ -377,7 +380,10 @@ async fn translated_flows_are_named_by_the_backend_and_the_service_that_was_dial
         Kind::NAMED.iter().all(|kind| names.health(*kind).lists == 1) && names.pod_of_cgroup(ids[0]).is_some()
     })
     .await;
-    let at = |ip: &str, port| end(mapped(ip), port);
+    let at = |ip: &str, port| End {
+        ip: ip.parse().unwrap(),
+        port,
+    };
     let tuple = |port, to| conntrack::Tuple {
         protocol: Protocol::Tcp,
         from: at("10.0.0.1", port),

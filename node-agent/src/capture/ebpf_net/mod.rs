@@ -9,7 +9,8 @@
 //! lost, counts are not. Entry: [`NetCapture::start`], then [`NetCapture::run`] on a thread of its own.
 
 mod counters;
-mod ends;
+#[cfg(test)]
+mod ends_tests;
 mod events;
 mod orders;
 mod owners;
@@ -40,18 +41,20 @@ pub use self::{
 };
 use self::{
     counters::{KernelCounters, NetMetrics},
-    ends::{Ends, UnnamedEnds},
     events::Event,
     orders::Beat,
     owners::Owners,
     policy::Sharing,
-    rows::{LeftOut, Names, Which},
+    rows::{LeftOut, Which},
     switch::Policy,
     tcp::Tracker,
     udp::{Flows, Owner},
 };
 use crate::{
-    capture::conntrack::Nat,
+    capture::{
+        conntrack::Nat,
+        ends::{Ends, Names, UnnamedEnds},
+    },
     ebpf::{
         capability::{Capabilities, State},
         net::{self, LoadOptions, NetObject},

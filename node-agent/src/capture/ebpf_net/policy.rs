@@ -18,13 +18,14 @@ use api::{
     collector::{EbpfCollectorSpec, NamespacePlugins, plugins_for, policy::plugins_for_host},
 };
 use ebpf_common::net::{NetConfig, policy};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use records::Str;
 use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
+    capture::ends::Pods,
     ebpf::sys,
     identity::{
         cgroup::Uid,
@@ -34,9 +35,6 @@ use crate::{
 
 /// Entries of the kernel's map.
 const ENTRIES_MAX: usize = 16_384;
-
-/// A set of pods.
-pub(super) type Pods = HashSet<Uid, RandomState>;
 
 /// What is on and off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

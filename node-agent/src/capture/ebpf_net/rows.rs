@@ -1,21 +1,20 @@
 //! The rows of the current interval: contributions are summed by flow until the flush makes records of them.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::hash::Hash;
 
 use ahash::RandomState;
-use ebpf_common::net::{FlowKey, direction, folded};
+use ebpf_common::net::{FlowKey, Tuple, direction, folded};
 use ebpf_programs::net::fold_ports;
-use hashbrown::{HashMap, HashSet};
-use records::{Direction, Endpoint, Family, Netflow, Port, Str, Transport};
+use hashbrown::HashMap;
+use records::{Direction, Endpoint, Family, Netflow, Port, Transport};
 
-use super::ends::{Book, Ends, UnnamedEnds, Whose};
 use crate::{
-    capture::conntrack::End,
-    ebpf::sys::monotonic_ns,
-    identity::{
-        k8s::LocalEnd,
-        process::{Comm, Proc},
+    capture::{
+        conntrack::End,
+        ends::{Ends, Names, Pair, Whose, ip},
     },
+    ebpf::sys::monotonic_ns,
+    identity::{k8s::LocalEnd, process::Comm},
 };
 
 /// Where a contribution comes from.
@@ -229,21 +228,16 @@ impl Rows {
     /// Takes out up to `max` rows as records of time `time_unix_ns`.
     pub(super) fn take(&mut self, which: Which, max: usize, time_unix_ns: i64, names: &mut Names<'_>) -> Vec<Netflow> {
         let mut records = Vec::with_capacity(max.min(self.rows.len()));
-        let mut book = names.book.take();
         // extract_if is lazy: what is not taken stays.
-        let taken = self.rows.extract_if(|key, row| {
-            let settled = |book: &mut Option<Book>, row: &Row| book.as_mut().is_none_or(|it| it.is_settled(key, row));
-            match which {
-                Which::All => true,
-                Which::Settled => {
-                    row.held = !settled(&mut book, row);
-                    !row.held
-                }
-                Which::Held => row.held && settled(&mut book, row),
+        let taken = self.rows.extract_if(|key, row| match which {
+            Which::All => true,
+            Which::Settled => {
+                row.held = !names.is_settled(&key.pair(row));
+                !row.held
             }
+            Which::Held => row.held && names.is_settled(&key.pair(row)),
         });
         let taken: Vec<_> = taken.take(max).collect();
-        names.book = book;
         records.extend(taken.iter().map(|(key, row)| record(key, row, time_unix_ns, names)));
         records
     }
@@ -255,97 +249,53 @@ impl Rows {
     }
 }
 
-/// Names of processes and ends of one flush; each is looked up once.
-pub(super) struct Names<'a> {
-    proc: &'a Proc,
-    book: Option<Book>,
-    unnamed: &'a UnnamedEnds,
-    known: HashMap<(u32, Comm), Str, RandomState>,
-    /// Hashes of what the rows so far show of their keys.
-    shown: HashSet<u64, RandomState>,
-    empty: Str,
-}
+// === impl RowKey ===
 
-impl<'a> Names<'a> {
-    /// Looks up processes in `proc` and ends in `book`; ends without a name are counted.
-    #[must_use]
-    pub(super) fn new(proc: &'a Proc, book: Option<Book>, unnamed: &'a UnnamedEnds) -> Self {
-        Self {
-            proc,
-            book,
-            unnamed,
-            known: HashMap::default(),
-            shown: HashSet::default(),
-            empty: "".into(),
-        }
-    }
-
-    /// The book, to be given back.
-    pub(super) fn into_book(self) -> Option<Book> {
-        self.book
-    }
-
-    /// The time of a row. Two that show the same (a process changed its namespace, an address its holder) would be one and
-    /// the same point to a database: the second one is of a nanosecond later.
-    fn time(&mut self, key: &RowKey, time_unix_ns: i64) -> i64 {
-        let mut flow = key.flow;
+impl RowKey {
+    /// What a record shows of its key.
+    fn shown(&self) -> impl Hash {
+        let mut flow = self.flow;
         flow.tuple.netns = 0;
-        let mut later = 0;
-        while !self
-            .shown
-            .insert(self.known.hasher().hash_one((flow, key.udp, key.nat, later)))
-        {
-            later += 1;
+        (flow, self.udp, self.nat)
+    }
+
+    /// The ends of a row with this key.
+    fn pair(&self, row: &Row) -> Pair {
+        let Tuple {
+            local,
+            remote,
+            local_port,
+            remote_port,
+            netns: _,
+        } = self.flow.tuple;
+        let port = |number, flag| (self.flow.folded & flag == 0).then_some(number);
+        Pair {
+            local: self.local,
+            here: (ip(local), port(local_port, folded::LOCAL)),
+            dialled: (ip(remote), port(remote_port, folded::REMOTE)),
+            nat: self.nat,
+            transport: if self.udp { Transport::Udp } else { Transport::Tcp },
+            first_ns: row.first_ns,
+            last_ns: row.last_ns,
         }
-        time_unix_ns + later
     }
-
-    fn get(&mut self, pid: u32, comm: &Comm) -> Str {
-        let proc = self.proc;
-        self.known
-            .entry((pid, *comm))
-            .or_insert_with(|| proc.name(pid, comm))
-            .clone()
-    }
-}
-
-/// The address in a 16-byte field; v4-mapped becomes IPv4.
-#[must_use]
-pub(super) fn ip(bytes: [u8; 16]) -> IpAddr {
-    let v6 = Ipv6Addr::from(bytes);
-    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
 }
 
 fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> Netflow {
     let flow = &key.flow;
-    let port = |number: u16, flag: u8| {
-        if flow.folded & flag == 0 {
-            Port::Number(number)
-        } else {
-            Port::Any
-        }
+    let pair = key.pair(row);
+    let endpoint = |(ip, port): (_, Option<u16>)| Endpoint {
+        ip,
+        port: port.map_or(Port::Any, Port::Number),
     };
-    let local = Endpoint {
-        ip: ip(flow.tuple.local),
-        port: port(flow.tuple.local_port, folded::LOCAL),
-    };
-    let remote = Endpoint {
-        ip: ip(flow.tuple.remote),
-        port: port(flow.tuple.remote_port, folded::REMOTE),
-    };
-    let (local_k8s, remote_k8s) = match &mut names.book {
-        Some(book) => {
-            let (local, remote) = book.ends(key, row);
-            (names.unnamed.name("local", local), names.unnamed.name("remote", remote))
-        }
-        None => (None, None),
-    };
+    let (local, remote) = (endpoint(pair.here), endpoint(pair.dialled));
+    let (local_k8s, remote_k8s) = names.ends(&pair);
     let mean = |sum: u64| sum.checked_div(row.rtt_count).unwrap_or(0);
     Netflow {
-        time_unix_ns: names.time(key, time_unix_ns),
+        time_unix_ns: names.time(key.shown(), time_unix_ns),
         local,
         remote,
-        transport: if key.udp { Transport::Udp } else { Transport::Tcp },
+        transport: pair.transport,
         family: if remote.ip.is_ipv4() { Family::V4 } else { Family::V6 },
         direction: if flow.direction == direction::INCOMING {
             Direction::Incoming
@@ -354,13 +304,9 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
         },
         netns: flow.tuple.netns,
         pid: flow.pid,
-        process_name: if row.comm[0] == 0 {
-            names.empty.clone()
-        } else {
-            names.get(flow.pid, &row.comm)
-        },
+        process_name: names.process(flow.pid, &row.comm),
         dst_nat: key.nat.map(|end| (end.ip, end.port)),
-        dst_domain: names.empty.clone(),
+        dst_domain: names.empty(),
         local_k8s,
         remote_k8s,
         bytes_read: row.read,
@@ -378,7 +324,10 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::indexing_slicing)]
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::{capture::ends::UnnamedEnds, identity::process::Proc};
 
     fn take(rows: &mut Rows, max: usize) -> Vec<Netflow> {
         let (proc, unnamed) = (Proc::new("/nonexistent"), UnnamedEnds::default());

@@ -13,11 +13,9 @@ use ebpf_common::net::{
 use ebpf_programs::net::{guess_direction, state};
 use hashbrown::HashMap;
 
-use super::{
-    ends::{Ends, Whose},
-    rows::{Origin, Row, Rows},
-};
+use super::rows::{Origin, Row, Rows};
 use crate::{
+    capture::ends::{Ends, Whose},
     ebpf::{
         net::NetObject,
         sys::{Batches, monotonic_ns, thread_cpu},

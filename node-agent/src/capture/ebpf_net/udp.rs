@@ -8,7 +8,7 @@ use ebpf_common::net::{FlowKey, Tuple, UdpAgg, UdpKey, direction};
 use hashbrown::HashMap;
 
 use super::rows::{Origin, Row, Rows};
-use crate::{ebpf::sys::monotonic_ns, identity::process::Comm};
+use crate::{capture::ends, ebpf::sys::monotonic_ns, identity::process::Comm};
 
 /// Flows whose direction is remembered, in two generations of this size each.
 const REMEMBERED: usize = 65_536;
@@ -175,7 +175,7 @@ fn anyone(key: &UdpKey) -> UdpKey {
 /// Multicast, or an IPv4 address that looks like a broadcast: only a false match of the latter costs anything, and only
 /// until the real peer's first datagram.
 fn is_group(address: &[u8; 16]) -> bool {
-    match super::rows::ip(*address) {
+    match ends::ip(*address) {
         std::net::IpAddr::V4(v4) => v4.is_multicast() || v4.octets()[3] == 255,
         std::net::IpAddr::V6(v6) => v6.is_multicast(),
     }
@@ -184,12 +184,11 @@ fn is_group(address: &[u8; 16]) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use super::super::{
-        ends::{Ends, UnnamedEnds},
-        rows::{Names, Which},
+    use super::{super::rows::Which, *};
+    use crate::{
+        capture::ends::{Ends, Names, UnnamedEnds},
+        identity::process::Proc,
     };
-    use super::*;
-    use crate::identity::process::Proc;
 
     fn one(flows: &mut Flows, key: &UdpKey, agg: &UdpAgg, creator: Option<Owner>) -> records::Netflow {
         let mut rows = Rows::new(1000, Ends::default()).folding(10_001);

@@ -4,28 +4,36 @@
 //! part of a row ▶ [`Ends`]: whose is the local end, by cgroup, process or namespace (these go before the flush)
 //! row ▶ flush ▶ [`Book`]: the names of both ends at the time of the row; each end is looked up once per flush
 //! ```
-//! Without a cluster there are no names, and this costs nothing.
+//! Shared by the captures: what a row is of is theirs, a [`Pair`] is what names it. Without a cluster there are no names,
+//! and this costs nothing.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    hash::{BuildHasher as _, Hash},
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ahash::RandomState;
 use ebpf_common::net::{FOREIGN_PID, FlowKey, Tuple, UdpKey, direction, folded};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
 };
-use records::{K8sEndpoint, Transport};
+use records::{K8sEndpoint, Str, Transport};
 use telemetry::Telemetry;
 
-use super::{
-    policy::Pods,
-    rows::{Row, RowKey, ip},
-};
 use crate::{
     capture::conntrack::{self, End, Nat, Protocol},
-    identity::k8s::{Answer, LocalEnd, Names, SETTLE_NS, Unnamed, When},
+    identity::{
+        cgroup::Uid,
+        k8s::{Answer, LocalEnd, Names as Cluster, SETTLE_NS, Unnamed, When},
+        process::{Comm, Proc},
+    },
 };
+
+/// Pods by their identity.
+pub(crate) type Pods = HashSet<Uid, RandomState>;
 
 /// Local ends remembered between two drains.
 const SEEN_MAX: usize = 65_536;
@@ -36,8 +44,8 @@ const STRANGER_NS: i64 = 60 * 1_000_000_000;
 
 /// The node's part of the cluster's identity, for as long as a capture runs.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
-    names: Option<Names>,
+pub(crate) struct Ends {
+    names: Option<Cluster>,
     /// Whose a cgroup, process and namespace are; `None` for what belongs to another node that shares this kernel.
     seen: HashMap<(u64, u32, u32), Option<LocalEnd>, RandomState>,
     /// Other nodes share this kernel.
@@ -61,7 +69,7 @@ type Strangers = HashMap<IpAddr, i64, RandomState>;
 
 /// Whose an end is, and whether it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// This node's, and on.
     Ours(LocalEnd),
     /// This node's, and switched off.
@@ -72,7 +80,7 @@ pub(super) enum Whose {
 
 impl Ends {
     /// Named by `names`; without it no end has a name.
-    pub(super) fn new(names: Option<Names>) -> Self {
+    pub(crate) fn new(names: Option<Cluster>) -> Self {
         Self {
             names,
             ..Self::default()
@@ -80,30 +88,30 @@ impl Ends {
     }
 
     /// Other nodes share this kernel: an end without a process, in a network namespace of nobody here, is theirs.
-    pub(super) fn share_kernel(&mut self) {
+    pub(crate) fn share_kernel(&mut self) {
         self.shared = true;
     }
 
     /// From now on these pods, and with `host_off` what is in no pod, are left out.
-    pub(super) fn leave_out(&mut self, off: Arc<Pods>, host_off: bool) {
+    pub(crate) fn leave_out(&mut self, off: Arc<Pods>, host_off: bool) {
         (self.off, self.host_off) = (off, host_off);
     }
 
     /// From now on translated flows are looked up in `nat`, if any, but not those of these pods and, with `host_off`, of
     /// what is in no pod.
-    pub(super) fn translate(&mut self, nat: Option<Nat>, off: Arc<Pods>, host_off: bool) {
+    pub(crate) fn translate(&mut self, nat: Option<Nat>, off: Arc<Pods>, host_off: bool) {
         (self.nat, self.nat_off, self.host_nat_off) = (nat, off, host_off);
     }
 
     /// Waits until all translations are known that the kernel told of before this call.
-    pub(super) fn catch_up(&self) {
+    pub(crate) fn catch_up(&self) {
         if let Some(nat) = &self.nat {
             nat.catch_up();
         }
     }
 
     /// Where a flow that was opened here really goes, if elsewhere; `at` is a monotonic time when it was there.
-    pub(super) fn destination(&self, flow: &FlowKey, udp: bool, local: LocalEnd, at: u64) -> Option<End> {
+    pub(crate) fn destination(&self, flow: &FlowKey, udp: bool, local: LocalEnd, at: u64) -> Option<End> {
         let nat = self.nat.as_ref()?;
         let off = match local {
             LocalEnd::Pod(uid) => self.nat_off.contains(&uid),
@@ -129,7 +137,7 @@ impl Ends {
 
     /// A UDP flow with the ends that its socket has: where its own network namespace translates it, its packets were seen
     /// translated.
-    pub(super) fn dialled(&self, key: &UdpKey, netns: u32) -> UdpKey {
+    pub(crate) fn dialled(&self, key: &UdpKey, netns: u32) -> UdpKey {
         let seen = conntrack::Tuple {
             protocol: Protocol::Udp,
             from: end(key.local, key.local_port),
@@ -148,12 +156,12 @@ impl Ends {
     }
 
     /// Forgets what was looked up: processes' numbers are used again.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.seen.clear();
     }
 
     /// Whose a local end is.
-    pub(super) fn local(&mut self, cgroup: u64, pid: u32, tuple: &Tuple) -> Whose {
+    pub(crate) fn local(&mut self, cgroup: u64, pid: u32, tuple: &Tuple) -> Whose {
         match self.owner(cgroup, pid, tuple) {
             None => Whose::OtherNode,
             Some(LocalEnd::Pod(uid)) if self.off.contains(&uid) => Whose::Off,
@@ -188,13 +196,13 @@ impl Ends {
     }
 
     /// Grows when the remote address changes hands, so that rows before and after stay apart.
-    pub(super) fn remote_holders(&self, remote: IpAddr) -> u32 {
+    pub(crate) fn remote_holders(&self, remote: IpAddr) -> u32 {
         let holders = self.names.as_ref().map_or(0, |names| names.holders(remote));
         u32::try_from(holders).unwrap_or(u32::MAX)
     }
 
     /// Names for a flush at `now`, in nanoseconds since 1970 and monotonic. Give the book back when the flush is over.
-    pub(super) fn book(&mut self, now_unix_ns: i64, now_ns: u64) -> Option<Book> {
+    pub(crate) fn book(&mut self, now_unix_ns: i64, now_ns: u64) -> Option<Book> {
         let names = self.names.clone()?;
         let mut strangers = std::mem::take(&mut self.strangers);
         strangers.retain(|_, since| now_unix_ns - *since < STRANGER_NS);
@@ -209,7 +217,7 @@ impl Ends {
     }
 
     /// Keeps what a flush learned.
-    pub(super) fn give_back(&mut self, book: Option<Book>) {
+    pub(crate) fn give_back(&mut self, book: Option<Book>) {
         if let Some(book) = book {
             self.strangers = book.strangers;
         }
@@ -219,10 +227,27 @@ impl Ends {
 /// Key of an end's name: address, port if it is not folded, transport.
 type Address = (IpAddr, Option<u16>, Transport);
 
+/// The two ends of a row, and when they were who they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    /// Whose the local end is.
+    pub(crate) local: LocalEnd,
+    /// Address of the local end, and its port if it is not folded.
+    pub(crate) here: (IpAddr, Option<u16>),
+    /// The same of the remote end, as it was dialled.
+    pub(crate) dialled: (IpAddr, Option<u16>),
+    /// Where a translated flow really goes.
+    pub(crate) nat: Option<End>,
+    pub(crate) transport: Transport,
+    /// When the ends first and last were who they are, monotonic nanoseconds; 0 if not known.
+    pub(crate) first_ns: u64,
+    pub(crate) last_ns: u64,
+}
+
 /// Names of one flush.
 #[derive(Debug)]
-pub(super) struct Book {
-    names: Names,
+pub(crate) struct Book {
+    names: Cluster,
     /// Nanoseconds since 1970.
     now: i64,
     /// Zero of the monotonic clock, nanoseconds since 1970.
@@ -233,22 +258,20 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// Answers for both ends of a row.
-    pub(super) fn ends(&mut self, key: &RowKey, row: &Row) -> (Answer, Answer) {
-        let when = self.when(row);
-        let tuple = &key.flow.tuple;
-        let transport = if key.udp { Transport::Udp } else { Transport::Tcp };
-        let port = |number, flag| (key.flow.folded & flag == 0).then_some(number);
-        let here: Address = (ip(tuple.local), port(tuple.local_port, folded::LOCAL), transport);
-        let dialled: Address = (ip(tuple.remote), port(tuple.remote_port, folded::REMOTE), transport);
-        let there = key.nat.map_or(dialled, |end| (end.ip, Some(end.port), transport));
+    /// Answers for both ends.
+    pub(crate) fn ends(&mut self, pair: &Pair) -> (Answer, Answer) {
+        let when = self.when(pair);
+        let transport = pair.transport;
+        let here: Address = (pair.here.0, pair.here.1, transport);
+        let dialled: Address = (pair.dialled.0, pair.dialled.1, transport);
+        let there = pair.nat.map_or(dialled, |end| (end.ip, Some(end.port), transport));
         let names = &self.names;
-        let local = cached(&mut self.local, (key.local, here), when, || {
-            names.local(key.local, here.0, here.1, transport, when)
+        let local = cached(&mut self.local, (pair.local, here), when, || {
+            names.local(pair.local, here.0, here.1, transport, when)
         });
         // Both ends are in one network namespace: a pod of its own is on both.
         if there.0.is_loopback() {
-            let both = match key.local {
+            let both = match pair.local {
                 LocalEnd::Pod(uid) if !names.in_host_network(uid) => local.clone(),
                 _ => Answer {
                     name: names.own_node().ok_or(Unnamed::Unknown),
@@ -269,12 +292,12 @@ impl Book {
         (local, behind(backend, remote(dialled)))
     }
 
-    /// False while the API may still tell more about the ends of this row.
-    pub(super) fn is_settled(&mut self, key: &RowKey, row: &Row) -> bool {
-        let when = self.when(row);
-        let (local, remote) = self.ends(key, row);
-        let there = key.nat.map_or_else(|| ip(key.flow.tuple.remote), |end| end.ip);
-        let old = row.first_ns == 0 || when.now - when.first >= self.names.patience(there, when.now);
+    /// False while the API may still tell more about these ends.
+    pub(crate) fn is_settled(&mut self, pair: &Pair) -> bool {
+        let when = self.when(pair);
+        let (local, remote) = self.ends(pair);
+        let there = pair.nat.map_or(pair.dialled.0, |end| end.ip);
+        let old = pair.first_ns == 0 || when.now - when.first >= self.names.patience(there, when.now);
         let less = remote.name.as_ref().err().or(remote.lesser.as_ref());
         let nobody = matches!(less, Some(Unnamed::Unknown | Unnamed::Outside));
         if old {
@@ -288,17 +311,98 @@ impl Book {
         whole(&local) && (whole(&remote) || stranger)
     }
 
-    fn when(&self, row: &Row) -> When {
+    fn when(&self, pair: &Pair) -> When {
         let unix = |ns: u64| match ns {
             0 => self.now - SETTLE_NS,
             ns => self.boot.saturating_add_unsigned(ns).min(self.now),
         };
         When {
-            first: unix(row.first_ns),
-            last: unix(row.last_ns),
+            first: unix(pair.first_ns),
+            last: unix(pair.last_ns),
             now: self.now,
         }
     }
+}
+
+/// Names of processes and ends of one flush; each is looked up once.
+pub(crate) struct Names<'a> {
+    proc: &'a Proc,
+    book: Option<Book>,
+    unnamed: &'a UnnamedEnds,
+    known: HashMap<(u32, Comm), Str, RandomState>,
+    /// Hashes of what the rows so far show of their keys.
+    shown: HashSet<u64, RandomState>,
+    empty: Str,
+}
+
+impl<'a> Names<'a> {
+    /// Looks up processes in `proc` and ends in `book`; ends without a name are counted.
+    #[must_use]
+    pub(crate) fn new(proc: &'a Proc, book: Option<Book>, unnamed: &'a UnnamedEnds) -> Self {
+        Self {
+            proc,
+            book,
+            unnamed,
+            known: HashMap::default(),
+            shown: HashSet::default(),
+            empty: "".into(),
+        }
+    }
+
+    /// The book, to be given back.
+    pub(crate) fn into_book(self) -> Option<Book> {
+        self.book
+    }
+
+    /// The time of a row, of which `shown` is what it shows of its key. Two that show the same (a process changed its
+    /// namespace, an address its holder) would be one and the same point to a database: the second one is of a nanosecond
+    /// later.
+    pub(crate) fn time(&mut self, shown: impl Hash, time_unix_ns: i64) -> i64 {
+        let mut later = 0;
+        while !self.shown.insert(self.known.hasher().hash_one((&shown, later))) {
+            later += 1;
+        }
+        time_unix_ns + later
+    }
+
+    /// The empty text.
+    #[must_use]
+    pub(crate) fn empty(&self) -> Str {
+        self.empty.clone()
+    }
+
+    /// Name of a process; empty without `comm`.
+    pub(crate) fn process(&mut self, pid: u32, comm: &Comm) -> Str {
+        if comm[0] == 0 {
+            return self.empty();
+        }
+        let proc = self.proc;
+        self.known
+            .entry((pid, *comm))
+            .or_insert_with(|| proc.name(pid, comm))
+            .clone()
+    }
+
+    /// Names of both ends, local and remote; ends without are counted.
+    pub(crate) fn ends(&mut self, pair: &Pair) -> (Option<Arc<K8sEndpoint>>, Option<Arc<K8sEndpoint>>) {
+        let Some(book) = &mut self.book else {
+            return (None, None);
+        };
+        let (local, remote) = book.ends(pair);
+        (self.unnamed.name("local", local), self.unnamed.name("remote", remote))
+    }
+
+    /// False while the API may still tell more about these ends.
+    pub(crate) fn is_settled(&mut self, pair: &Pair) -> bool {
+        self.book.as_mut().is_none_or(|book| book.is_settled(pair))
+    }
+}
+
+/// The address in a 16-byte field; v4-mapped becomes IPv4.
+#[must_use]
+pub(crate) fn ip(bytes: [u8; 16]) -> IpAddr {
+    let v6 = Ipv6Addr::from(bytes);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
 }
 
 fn end(address: [u8; 16], port: u16) -> End {
@@ -362,7 +466,7 @@ struct UnnamedLabel {
 
 /// Ends of rows that were sent without a name, or with a lesser one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UnnamedEnds {
+pub(crate) struct UnnamedEnds {
     ends: Family<UnnamedLabel, Counter>,
     named: Family<EndLabel, Counter>,
 }
@@ -373,7 +477,7 @@ struct EndLabel {
 }
 
 impl UnnamedEnds {
-    pub(super) fn new(telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(telemetry: &Telemetry) -> Self {
         let this = Self::default();
         telemetry.register("identity", |registry| {
             registry.register(
@@ -391,7 +495,7 @@ impl UnnamedEnds {
     }
 
     /// Counts an end, and takes its name.
-    pub(super) fn name(&self, end: &'static str, answer: Answer) -> Option<Arc<K8sEndpoint>> {
+    pub(crate) fn name(&self, end: &'static str, answer: Answer) -> Option<Arc<K8sEndpoint>> {
         match answer.name.as_ref().err().copied().or(answer.lesser) {
             Some(why) => {
                 let reason = why.as_str();
@@ -402,7 +506,3 @@ impl UnnamedEnds {
         answer.name.ok()
     }
 }
-
-#[cfg(test)]
-#[path = "ends_tests.rs"]
-mod tests;
