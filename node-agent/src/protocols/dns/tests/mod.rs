@@ -1,6 +1,8 @@
 //! Messages made by `hickory-proto`, which is the oracle: what it says of a message is true.
 
+mod domains;
 mod properties;
+mod segments;
 mod session;
 
 use std::str::FromStr as _;
