@@ -178,13 +178,16 @@ pub(crate) fn check(subcommand: &str, config: &AgentConfig) -> Result<(), Config
         );
     }
     // With an object, all plugins may be off for a while.
-    if !config.plugins.contains(&Plugin::EbpfNet) && collector.is_none() {
+    let collects = [Plugin::EbpfNet, Plugin::EbpfBash]
+        .iter()
+        .any(|plugin| config.plugins.contains(plugin));
+    if !collects && collector.is_none() {
         let plugins: Vec<String> = config.plugins.iter().map(ToString::to_string).collect();
         refuse(
             "enabled_plugins",
             Some(plugins.join(",")),
-            "none of them is in this build".into(),
-            "ebpf-net, alone or with others",
+            "none of them is in this build, or collects on its own".into(),
+            "ebpf-net or ebpf-bash, alone or with others",
         );
     }
     let proc = config.identity.proc_dir();
@@ -339,7 +342,7 @@ mod tests {
             ),
             (&["doctor", "--host-proc", "/dev"], "host_proc: /dev is no /proc"),
             (
-                &["doctor", "--enabled-plugins", "ebpf-bash"],
+                &["doctor", "--enabled-plugins", "bpf-netlog"],
                 "none of them is in this build",
             ),
         ] {

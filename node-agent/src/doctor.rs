@@ -9,8 +9,9 @@ use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{capture_config, conntrack_config, one_line},
+    agent::{bash_config, capture_config, conntrack_config, one_line},
     capture::{
+        bash::{BASH, BashCapture, BashMetrics},
         conntrack::{Conntrack, ConntrackMetrics},
         ebpf_net::{Instruments, NetCapture},
     },
@@ -55,7 +56,8 @@ struct ProgramLine {
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
-    let (mut capabilities, programs, error) = match NetCapture::start(
+    let bash = bash_config(config, &refuse);
+    let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
         &Instruments::new(&telemetry),
         None,
@@ -67,6 +69,17 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     if let Some(settings) = conntrack_config(config) {
         let found = Conntrack::probe(&settings, ConntrackMetrics::default());
         capabilities.features.extend(found.features);
+    }
+    if let Some(settings) = bash {
+        match BashCapture::start(&settings, &telemetry, BashMetrics::default(), None) {
+            Ok(capture) => {
+                capabilities
+                    .features
+                    .extend(capture.capabilities().borrow().features.iter().cloned());
+                programs.extend(capture.programs());
+            }
+            Err(error) => capabilities.off(BASH, one_line(&error)),
+        }
     }
     let held = privileges::effective().unwrap_or(0);
     let report = Report {

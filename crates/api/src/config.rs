@@ -233,7 +233,7 @@ pub struct PprofConfig {
 }
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
-const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfConntrack];
+const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
 const BUILT_L7: &[L7Flow] = &[];
 /// Parts that come with a plugin, without an option of their own.
 const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")];
@@ -241,7 +241,7 @@ const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")
 // === impl AgentConfig ===
 
 impl AgentConfig {
-    /// Enabled plugins and protocols that this build does not have: `ebpf-bash`, `ebpf-net/httpflow`. The agent logs
+    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow`. The agent logs
     /// them and runs the others.
     #[must_use]
     pub fn plugins_not_built(&self) -> Vec<String> {

@@ -5,4 +5,5 @@
 
 #![no_std]
 
+pub mod bash;
 pub mod net;

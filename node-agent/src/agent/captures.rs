@@ -1,6 +1,6 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
-//! it: a running capture asks it while it is there.
+//! it: a running capture asks it while it is there. So does `ebpf-bash`, on its own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -18,8 +18,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Cluster, explain, identity, one_line,
-    options::{capture_config, conntrack_config},
+    Cluster,
+    bash::BashPlugin,
+    explain, identity, one_line,
+    options::{bash_config, capture_config, conntrack_config},
 };
 use crate::{
     capture::{
@@ -52,6 +54,7 @@ pub(super) struct Captures {
     conntrack_metrics: ConntrackMetrics,
     /// For captures, while the plugin is on.
     nat: watch::Sender<Option<Nat>>,
+    bash: BashPlugin,
 }
 
 struct Running {
@@ -86,6 +89,7 @@ impl Captures {
             None => None,
         };
         let mut captures = Self {
+            bash: BashPlugin::new(telemetry, out.clone(), in_cluster.clone()),
             cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
@@ -127,6 +131,11 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.bash.told() => {
+                    self.adapt_bash().await;
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -136,13 +145,20 @@ impl Captures {
                 retry = Some(time::Instant::now() + RETRY);
             }
         }
+        self.bash.end(End::Stop).await;
         self.end(End::Stop).await
+    }
+
+    async fn adapt_bash(&mut self) {
+        let wanted = bash_config(&self.config.borrow(), &self.refuse);
+        self.bash.adapt(wanted).await;
     }
 
     /// Makes what runs what is wanted.
     async fn adapt(&mut self) -> anyhow::Result<()> {
         let config = Arc::clone(&self.config.borrow_and_update());
         self.track(&config)?;
+        self.adapt_bash().await;
         let wanted = config
             .plugins
             .contains(&Plugin::EbpfNet)
@@ -277,6 +293,7 @@ impl Captures {
         } else if self.config.borrow().plugins.contains(&Plugin::EbpfConntrack) {
             seen.off(conntrack::CONNTRACK, "it adds to what ebpf-net reports, which is off");
         }
+        seen.features.extend(self.bash.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);
         self.uplink.report(|report| report.features = features);

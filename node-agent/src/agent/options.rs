@@ -5,7 +5,7 @@ use api::{AgentConfig, Plugin};
 use records::Globals;
 
 use crate::{
-    capture::{conntrack::ConntrackConfig, ebpf_net::NetCaptureConfig},
+    capture::{bash::BashConfig, conntrack::ConntrackConfig, ebpf_net::NetCaptureConfig},
     ebpf::{net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
 };
@@ -28,7 +28,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             flow_map_entries: config.kernel.flow_map_entries,
             ring_buffer_size: u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX),
             cgroups: CgroupHierarchy::default(),
-            refuse,
+            refuse: refuse.into_iter().filter(|name| !is_bash(name)).collect(),
         },
     }
 }
@@ -39,6 +39,19 @@ pub(crate) fn conntrack_config(config: &AgentConfig) -> Option<ConntrackConfig> 
     (on(Plugin::EbpfNet) && on(Plugin::EbpfConntrack)).then(|| ConntrackConfig {
         proc: config.identity.proc_dir(),
     })
+}
+
+/// The settings of `ebpf-bash`; `None` if it is off.
+pub(crate) fn bash_config(config: &AgentConfig, refuse: &[String]) -> Option<BashConfig> {
+    config.plugins.contains(&Plugin::EbpfBash).then(|| BashConfig {
+        interval: config.interval,
+        proc: config.identity.proc_dir(),
+        refuse: refuse.iter().filter(|name| is_bash(name)).cloned().collect(),
+    })
+}
+
+fn is_bash(program: &str) -> bool {
+    crate::ebpf::bash::PROGRAMS.contains(&program)
 }
 
 /// The way to the aggregator.

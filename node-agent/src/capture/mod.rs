@@ -1,5 +1,6 @@
 //! One room per plugin: from the kernel's maps and events to records.
 
+pub mod bash;
 pub mod conntrack;
 pub mod ebpf_net;
 mod ends;

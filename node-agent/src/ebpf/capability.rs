@@ -73,6 +73,14 @@ impl Capabilities {
         }
     }
 
+    /// Takes that back.
+    pub fn replace_on(&mut self, name: &str) {
+        if let Some(feature) = self.features.iter_mut().find(|f| f.name == name) {
+            feature.state = State::On;
+            feature.reason.clear();
+        }
+    }
+
     /// State of one feature; off if it was never probed.
     #[must_use]
     pub fn state(&self, name: &str) -> State {

@@ -6,9 +6,11 @@
 //! Features are probed by trying; no version strings. A program that fails to load or attach costs its feature only.
 
 mod attach;
+pub mod bash;
 pub mod btf;
 pub mod capability;
 pub mod net;
 pub mod offsets;
 pub mod privileges;
 pub mod sys;
+pub mod uprobe;

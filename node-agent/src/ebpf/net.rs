@@ -94,7 +94,8 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         .context("cannot make the maps of ebpf-net; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
     for name in &options.refuse {
         if ebpf.program(name).is_none() {
-            let known: Vec<&str> = ebpf.programs().map(|(name, _)| name).collect();
+            let others = super::bash::PROGRAMS;
+            let known: Vec<&str> = ebpf.programs().map(|(name, _)| name).chain(others).collect();
             return Err(api::ConfigErrors(vec![api::ConfigError {
                 option: "refuse-program".to_owned(),
                 value: Some(name.clone()),

@@ -125,7 +125,7 @@ impl CgroupHierarchy {
 }
 
 /// Offset of the pointer to the thread group's `struct pid`.
-fn tgid_pid(types: &KernelTypes) -> Option<u32> {
+pub(super) fn tgid_pid(types: &KernelTypes) -> Option<u32> {
     let index = types.enumerator("PIDTYPE_TGID")?;
     types
         .offset("signal_struct", "pids")?

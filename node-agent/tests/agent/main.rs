@@ -13,6 +13,7 @@
     unreachable_pub
 )]
 
+mod bash;
 mod conntrack;
 mod dataway;
 mod degrade;

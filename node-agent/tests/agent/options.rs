@@ -181,8 +181,8 @@ fn each_fault_is_named() {
             &["host_proc: /dev is no /proc"],
         ),
         (
-            &["standalone", out, "--enabled-plugins=ebpf-bash"],
-            &["enabled_plugins = \"ebpf-bash\"", "in this build"],
+            &["standalone", out, "--enabled-plugins=bpf-netlog"],
+            &["enabled_plugins = \"bpf-netlog\"", "in this build"],
         ),
         (
             &["doctor", "--config=/nowhere/ebpf.conf"],

@@ -193,7 +193,7 @@ namespaces:
     let agent = spec.agent_config().unwrap();
     assert_eq!(agent.plugins, [Net, Bash, Conntrack, Trace].into_iter().collect());
     assert_eq!(agent.net.l7, both.iter().copied().collect());
-    assert!(spec.features_not_built().unwrap().contains(&"ebpf-bash".to_owned()));
+    assert!(spec.features_not_built().unwrap().contains(&"ebpf-trace".to_owned()));
 }
 
 #[test]

@@ -183,6 +183,12 @@ impl Names {
         store.by_address(ip, port, transport, when)
     }
 
+    /// The name of a pod.
+    #[must_use]
+    pub fn pod(&self, uid: Uid, when: When) -> Answer {
+        self.0.store.read().pod(uid, when)
+    }
+
     /// The name of a remote end; `port` is `None` where it is a client's and left out.
     #[must_use]
     pub fn remote(&self, ip: IpAddr, port: Option<u16>, transport: Transport, when: When) -> Answer {
