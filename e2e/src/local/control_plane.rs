@@ -11,10 +11,11 @@ use super::{
     },
 };
 
-/// Writes of everything in full but reads not at all: enough to count writes, and to see who made them.
+/// Writes of everything, and reads by the product's agents: enough to count both, and to see who made them.
 pub(super) const AUDIT_POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
   "rules": [
+    { "level": "Metadata", "users": ["system:serviceaccount:ebpf-collector:cluster-agent"] },
     { "level": "None", "verbs": ["get", "list", "watch"] },
     { "level": "None", "resources": [{ "group": "", "resources": ["events"] }] },
     { "level": "Metadata" }

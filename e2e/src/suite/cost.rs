@@ -50,8 +50,9 @@ pub async fn run(world: &World) -> anyhow::Result<()> {
         for line in lines.get(start..).unwrap_or_default() {
             let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
             let user = text("/user/username");
-            if user.starts_with(&format!("system:serviceaccount:{PRODUCT}:")) && text("/objectRef/resource") != "leases"
-            {
+            let is_read = matches!(text("/verb"), "get" | "list" | "watch");
+            let is_ours = user.starts_with(&format!("system:serviceaccount:{PRODUCT}:"));
+            if is_ours && !is_read && text("/objectRef/resource") != "leases" {
                 let subresource = text("/objectRef/subresource");
                 *writes
                     .entry(format!(

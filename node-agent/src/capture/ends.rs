@@ -8,7 +8,7 @@
 //! and this costs nothing.
 
 use std::{
-    hash::{BuildHasher as _, Hash},
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };

@@ -81,7 +81,11 @@ proptest! {
     ) {
         let stream: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|n| n as u8).collect();
         let mut at = 0;
-        let mut order: Vec<(usize, usize)> = lengths.iter().map(|len| (std::mem::replace(&mut at, at + len), *len)).collect();
+        let mut order: Vec<(usize, usize)> = Vec::new();
+        for len in &lengths {
+            order.push((at, *len));
+            at += len;
+        }
         let count = order.len();
         let mut touched = vec![false; count];
         for (index, by) in swaps {
