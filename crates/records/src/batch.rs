@@ -17,10 +17,6 @@ pub struct RecordBatch {
 
 /// One record of any kind.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for a moment; a box per record would cost more"
-)]
 pub enum AnyRecord {
     /// Measurement `netflow`.
     Netflow(Netflow),

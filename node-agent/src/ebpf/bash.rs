@@ -154,7 +154,7 @@ impl BashObject {
     /// Takes the probes for starts and ends of processes away, so that no more events come.
     pub fn quiet(&mut self) {
         for name in ["process_exit", "process_exec"] {
-            if let Some(Ok(program)) = self.ebpf.program_mut(name).map(|it| <&mut RawTracePoint>::try_from(it)) {
+            if let Some(Ok(program)) = self.ebpf.program_mut(name).map(<&mut RawTracePoint>::try_from) {
                 // It may not have been loaded.
                 let _ = program.unload();
             }
