@@ -26,7 +26,7 @@ pub const LINES: &str = "ebpf-bash/lines";
 pub const SHELLS: &str = "ebpf-bash/shells";
 
 /// Programs of the object.
-pub const PROGRAMS: [&str; 3] = [READLINE, "process_exec", "process_exit"];
+pub const PROGRAMS: [&str; 3] = [READLINE, "shell_exec", "shell_exit"];
 const READLINE: &str = "readline_return";
 
 /// The loaded object. Dropping it detaches everything.
@@ -66,14 +66,19 @@ pub fn load(ring_buffer_size: u32, refuse: &[String], capabilities: &mut Capabil
     };
     let probes = refused(READLINE).and_then(|()| Probes::load(OBJECT, &mut ebpf, READLINE))?;
     capabilities.on(LINES, probes.hook());
-    let hooked = ["process_exit", "process_exec"].into_iter().try_for_each(|name| {
+    let hooked = [
+        ("shell_exit", "sched_process_exit"),
+        ("shell_exec", "sched_process_exec"),
+    ]
+    .into_iter()
+    .try_for_each(|(name, hook)| {
         refused(name)?;
         let program: &mut RawTracePoint = ebpf
             .program_mut(name)
             .ok_or_else(|| anyhow!("object has no program {name}"))?
             .try_into()?;
         program.load()?;
-        program.attach(&format!("sched_{name}"))?;
+        program.attach(hook)?;
         anyhow::Ok(())
     });
     match hooked {
@@ -153,7 +158,7 @@ impl BashObject {
 
     /// Takes the probes for starts and ends of processes away, so that no more events come.
     pub fn quiet(&mut self) {
-        for name in ["process_exit", "process_exec"] {
+        for name in ["shell_exit", "shell_exec"] {
             if let Some(Ok(program)) = self.ebpf.program_mut(name).map(<&mut RawTracePoint>::try_from) {
                 // It may not have been loaded.
                 let _ = program.unload();

@@ -14,7 +14,7 @@ use crate::maps::{CONFIG, EVENTS, PROCESSES, count};
 /// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, in the process: its number now
 /// stands for another program.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
+pub(crate) fn shell_exec(_ctx: RawTracePointContext) -> i32 {
     if let Some(pid) = current_pid() {
         let _ = PROCESSES.remove(&pid);
         tell(event::EXEC, pid);
@@ -24,7 +24,7 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
 
 /// `sched_process_exit(struct task_struct *p, ...)`, in each thread that ends; the first one stands for the process.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
+pub(crate) fn shell_exit(_ctx: RawTracePointContext) -> i32 {
     let both = bpf_get_current_pid_tgid();
     if both as u32 == (both >> 32) as u32
         && let Some(pid) = current_pid()
