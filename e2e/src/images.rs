@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::Context as _;
@@ -20,6 +21,9 @@ pub const WORKLOAD: &str = "docker.io/ec-e2e/workload:1";
 pub const DNS: &str = "docker.io/ec-e2e/coredns:1";
 /// The image of the product.
 pub const PRODUCT: &str = "docker.io/ec-e2e/ebpf-collector:e2e";
+
+/// Users of the workload's image.
+const PASSWD: &str = "root:x:0:0:root:/:/usr/bin/bash\nworker:x:1000:1000::/:/usr/bin/bash\n";
 
 /// What goes into an image.
 #[derive(Clone, Debug, Default)]
@@ -88,7 +92,12 @@ pub fn write(image: &Image, archive: &Path) -> anyhow::Result<()> {
 /// A program is missing.
 pub fn write_all(dist: &Path, programs: Option<&Path>, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    let mut all = vec![("workload.tar", workload(dist)), ("ebpf-collector.tar", product(dist))];
+    let passwd = directory.join("passwd");
+    fs::write(&passwd, PASSWD).with_context(|| format!("write {}", passwd.display()))?;
+    let mut all = vec![
+        ("workload.tar", workload(dist, &passwd)?),
+        ("ebpf-collector.tar", product(dist)),
+    ];
     if let Some(programs) = programs {
         all.extend([("pause.tar", pause(dist)), ("coredns.tar", dns(programs))]);
     }
@@ -120,15 +129,35 @@ fn dns(programs: &Path) -> Image {
     }
 }
 
-fn workload(dist: &Path) -> Image {
-    Image {
+fn workload(dist: &Path, passwd: &Path) -> anyhow::Result<Image> {
+    let mut files: Vec<(String, PathBuf)> = ["traffic", "dataway-stub"]
+        .map(|name| (format!("usr/bin/{name}"), dist.join("test").join(name)))
+        .into();
+    files.push(("etc/passwd".to_owned(), passwd.to_owned()));
+    files.extend(shell()?);
+    Ok(Image {
         name: WORKLOAD.to_owned(),
-        files: ["traffic", "dataway-stub"]
-            .map(|name| (format!("usr/bin/{name}"), dist.join("test").join(name)))
-            .into(),
+        files,
         environment: [("PATH".to_owned(), "/usr/bin".to_owned())].into(),
         ..Image::default()
-    }
+    })
+}
+
+/// This machine's bash, with the libraries that it is linked to at the paths where it looks for them.
+fn shell() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let bash = fs::canonicalize("/bin/bash").context("find /bin/bash, for pods with a shell")?;
+    let output = Command::new("ldd").arg(&bash).output().context("start ldd")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "ldd {} ended with {}",
+        bash.display(),
+        output.status
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut files = vec![("usr/bin/bash".to_owned(), bash)];
+    files.extend(libraries.map(|path| (path.trim_start_matches('/').to_owned(), PathBuf::from(path))));
+    Ok(files)
 }
 
 /// The same content as the `prebuilt` stage of the Dockerfile.

@@ -3,7 +3,7 @@
 //! Data flow: [`run`] makes a [`world::World`], installs the chart, applies the object and takes the tests in their order; each
 //! prints what it measured, and one that fails does not keep the others from running.
 //!
-//! - [`names`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
+//! - [`names`], [`nat`], [`shells`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
 //! - [`api`] asks the API server, [`stub`] reads what arrived at the DataWay stub, [`workloads`] makes manifests;
 //! - [`truth`] says what the API says about the ends of flows.
 
@@ -12,7 +12,9 @@ pub mod churn;
 pub mod cost;
 pub mod faults;
 pub mod names;
+pub mod nat;
 pub mod removal;
+pub mod shells;
 pub mod stub;
 pub mod toggle;
 pub mod truth;
@@ -35,6 +37,10 @@ use crate::cluster::Cluster;
 pub enum Test {
     /// Every way that pods talk is named as the API says, and adds up
     Names,
+    /// Where a dialled service really goes
+    Nat,
+    /// What is typed into shells of pods
+    Shells,
     /// A namespace switched off and on
     Toggle,
     /// Two hundred pods that come and go
@@ -104,6 +110,8 @@ pub async fn run(cluster: Cluster, dist: PathBuf, options: &Options) -> anyhow::
         let start = Instant::now();
         let outcome = match test {
             Test::Names => names::run(&mut world).await,
+            Test::Nat => nat::run(&mut world).await,
+            Test::Shells => shells::run(&mut world).await,
             Test::Toggle => toggle::run(&mut world).await,
             Test::Churn => churn::run(&mut world).await,
             Test::Faults => faults::run(&mut world, Duration::from_secs(options.outage)).await,

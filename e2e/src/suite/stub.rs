@@ -22,8 +22,20 @@ pub struct Row {
     pub time: i64,
     /// Tags.
     pub tags: BTreeMap<String, String>,
-    /// Fields; all of `netflow` are counts.
-    pub fields: BTreeMap<String, i64>,
+    /// Fields.
+    pub fields: BTreeMap<String, Field>,
+}
+
+/// What a field holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(untagged)]
+pub enum Field {
+    /// A flag.
+    Flag(bool),
+    /// A count.
+    Count(i64),
+    /// A text.
+    Text(String),
 }
 
 /// What the stub counted; see `testkit::dataway::Summary`.
@@ -65,10 +77,22 @@ impl Row {
         self.tags.get(key).map_or("", String::as_str)
     }
 
-    /// A field, zero if it is not there.
+    /// A count, zero if it is not there.
     #[must_use]
     pub fn field(&self, key: &str) -> i64 {
-        self.fields.get(key).copied().unwrap_or_default()
+        match self.fields.get(key) {
+            Some(Field::Count(count)) => *count,
+            _ => 0,
+        }
+    }
+
+    /// A text among the fields, empty if it is not there.
+    #[must_use]
+    pub fn text(&self, key: &str) -> &str {
+        match self.fields.get(key) {
+            Some(Field::Text(text)) => text,
+            _ => "",
+        }
     }
 
     /// The address of an end, `src` or `dst`.

@@ -176,13 +176,13 @@ impl World {
         self.truth.lock()
     }
 
-    /// Judges both ends of rows.
+    /// Judges both ends of rows of flows.
     #[must_use]
     pub fn judge<'a>(&self, rows: impl Iterator<Item = &'a Row>) -> Tally {
         let truth = self.truth();
         let interval = i64::try_from(INTERVAL.as_nanos()).unwrap_or_default();
         let mut tally = Tally::default();
-        for row in rows {
+        for row in rows.filter(|row| row.name == "netflow") {
             for (side, judged) in ["src", "dst"].into_iter().zip(truth.judge(row, interval)) {
                 tally.add(row, side, &judged);
             }
