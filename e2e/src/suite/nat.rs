@@ -59,7 +59,8 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     api::apply(&world.client, &holders).await?;
     api::wait_ready(&world.client, BETA, Duration::from_secs(60)).await?;
     tokio::time::sleep(INTERVAL * 2).await;
-    switch(world, Some(true)).await?;
+    // What is listed is what runs.
+    switch(world, &json!({ "ebpf-net": {}, "ebpf-conntrack": {} })).await?;
     let on = now() + nanoseconds(SOON + INTERVAL);
     tokio::time::sleep(SOON + INTERVAL).await;
     let clients: Vec<(String, Value)> = nodes
@@ -119,7 +120,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
         }
         wrong.extend(rows.iter().filter_map(|row| backend.misses(row)));
     }
-    switch(world, None).await?;
+    switch(world, &Value::Null).await?;
     let off = now() + nanoseconds(SOON + INTERVAL);
     tokio::time::sleep(SOON + INTERVAL * 3 + DELIVERY).await;
     world.stub.read().await?;
@@ -195,10 +196,8 @@ fn of<'a>(world: &'a World, process: &'a str, from: i64) -> impl Iterator<Item =
     })
 }
 
-/// Switches the plugin; `None` is what the object said before.
-async fn switch(world: &World, on: Option<bool>) -> anyhow::Result<()> {
-    let plugin = on.map_or(Value::Null, |on| json!({ "enabled": on }));
-    let plugins = json!({ "ebpf-conntrack": plugin });
+/// Says which plugins run.
+async fn switch(world: &World, plugins: &Value) -> anyhow::Result<()> {
     world.patch_object(&json!({ "spec": { "plugins": plugins } })).await
 }
 

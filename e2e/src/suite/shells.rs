@@ -51,7 +51,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
         api::wait_ready(&world.client, namespace, Duration::from_secs(60)).await?;
     }
     let rules = json!([{ "match": { "names": [BETA] }, "plugins": { "ebpf-bash": { "enabled": false } } }]);
-    let plugins = json!({ "ebpf-bash": { "enabled": true } });
+    let plugins = json!({ "ebpf-net": {}, "ebpf-bash": {} });
     world
         .patch_object(&json!({ "spec": { "plugins": plugins, "namespaces": rules } }))
         .await?;
@@ -97,7 +97,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
         wrong.push(format!("{strays} lines in all, {all} were typed where it is on"));
     }
     world
-        .patch_object(&json!({ "spec": { "plugins": { "ebpf-bash": Value::Null }, "namespaces": Value::Null } }))
+        .patch_object(&json!({ "spec": { "plugins": Value::Null, "namespaces": Value::Null } }))
         .await?;
     api::delete(&world.client, &manifests, Some(0)).await?;
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
