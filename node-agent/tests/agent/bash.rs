@@ -383,7 +383,10 @@ fn lines_read_by_a_shared_library_are_those_of_shells_only() {
         shell.exit();
         calculator.exit();
     }
-    wait_for(&agent, directory.path(), 12);
+    let (last, lines) = &expected[4];
+    agent.wait_until("the lines of the last shell", |_| {
+        of(&rows(directory.path()), last).len() >= lines.len()
+    });
     let found = rows(directory.path());
     for (pid, lines) in &expected {
         let mut own = of(&found, pid);
