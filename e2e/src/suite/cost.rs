@@ -21,6 +21,10 @@ const ROUNDS: u32 = 100;
 /// # Errors
 /// A reconciliation without a change wrote something.
 pub async fn run(world: &World) -> anyhow::Result<()> {
+    // Until then there is something to tell.
+    world
+        .wait_condition("FlowsArriving", "True", Duration::from_secs(60))
+        .await?;
     let settle = Duration::from_secs(5);
     tokio::time::sleep(settle).await;
     let before = versions(world).await?;
