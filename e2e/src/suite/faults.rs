@@ -13,7 +13,6 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use serde_json::Value;
-use testkit::traffic::report::Report;
 
 use super::{
     api, toggle, workloads,
@@ -204,11 +203,7 @@ async fn sums(world: &mut World, clients: &[String], sum: Sum) -> anyhow::Result
     let mut counted = Vec::new();
     for name in clients {
         let text = api::wait_ended(&world.client, BETA, name, Duration::from_secs(300)).await?;
-        let report = text
-            .lines()
-            .rev()
-            .find_map(|line| serde_json::from_str::<Report>(line).ok());
-        let report = report.with_context(|| format!("{name} wrote no report"))?;
+        let report = workloads::report(&text).with_context(|| format!("{name} wrote no report"))?;
         let bytes = |count: fn(&testkit::traffic::report::Counts) -> u64| -> u64 {
             report.rows.iter().map(|row| count(&row.counts)).sum()
         };

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
-use testkit::traffic::report::Report;
 
 use super::{
     api,
@@ -61,13 +60,9 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
             .unwrap_or_default();
         let pod = pod_of(world, namespace, name).await?;
         let text = api::wait_ended(&world.client, namespace, &pod, Duration::from_secs(120)).await?;
-        let report = text
-            .lines()
-            .rev()
-            .find_map(|line| serde_json::from_str::<Report>(line).ok());
         reports.insert(
             name.clone(),
-            report.with_context(|| format!("{namespace}/{pod} wrote no report: {text}"))?,
+            workloads::report(&text).with_context(|| format!("{namespace}/{pod} wrote no report: {text}"))?,
         );
     }
     tokio::time::sleep(INTERVAL + DELIVERY).await;

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
-use testkit::traffic::report::Report;
 
 use super::{
     api,
@@ -86,11 +85,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     let mut counted = Vec::new();
     for (name, _) in &clients {
         let text = api::wait_ended(&world.client, BETA, name, Duration::from_secs(120)).await?;
-        let report = text
-            .lines()
-            .rev()
-            .find_map(|line| serde_json::from_str::<Report>(line).ok());
-        let report = report.with_context(|| format!("{name} wrote no report: {text}"))?;
+        let report = workloads::report(&text).with_context(|| format!("{name} wrote no report: {text}"))?;
         let sent: u64 = report.rows.iter().map(|row| row.counts.bytes_sent).sum();
         counted.push((name.clone(), i64::try_from(sent)?));
     }

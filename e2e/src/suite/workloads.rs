@@ -1,6 +1,7 @@
 //! Manifests of what runs in the cluster for the tests. Pure.
 
 use serde_json::{Value, json};
+use testkit::traffic::report::Report;
 
 use super::stub;
 use crate::images;
@@ -25,6 +26,12 @@ pub fn traffic(name: &str, arguments: &str) -> Value {
         "command": ["traffic"],
         "args": all,
     })
+}
+
+/// What a role of `traffic` counted: the last report among what it wrote.
+#[must_use]
+pub fn report(text: &str) -> Option<Report> {
+    text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
 }
 
 /// A pod with these containers, on this node if one is given.
