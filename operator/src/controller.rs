@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::collector::{EbpfCollector, condition_reason as reason};
+use api::collector::{EbpfCollector, EbpfCollectorStatus, condition_reason as reason};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -207,7 +207,7 @@ async fn round(
     };
     let status = status::status(&object, &finding, now);
     let notices = events::notices(object.status.as_ref(), &status, &deeds);
-    if object.status.as_ref() != Some(&status) {
+    if differs(object.status.as_ref(), &status) {
         let body = json!({
             "apiVersion": "ebpfcollector.io/v1alpha1",
             "kind": KIND,
@@ -222,6 +222,15 @@ async fn round(
     }
     context.events.publish(&object, notices).await;
     refused.map_or(Ok(Some(finding)), Err)
+}
+
+/// Whether the API server would hold something else after a write: times are held there in whole seconds.
+fn differs(held: Option<&EbpfCollectorStatus>, status: &EbpfCollectorStatus) -> bool {
+    match (held.map(serde_json::to_value), serde_json::to_value(status)) {
+        (Some(Ok(held)), Ok(status)) => held != status,
+        // What cannot be told as JSON cannot be written either; the write says why.
+        _ => true,
+    }
 }
 
 /// Brings the cluster to what `object` says, if it may be; tells what was found.

@@ -226,3 +226,29 @@ proptest! {
         }
     }
 }
+
+/// Of the preface only a beginning is captured: it is the preface all the same, and no request.
+#[test]
+fn a_cut_preface_is_no_request() {
+    let plan = Plan {
+        method: "GET",
+        path: "/".to_owned(),
+        status: 200,
+        request: 0,
+        response: 0,
+        grpc: None,
+        long: false,
+    };
+    let record = record_of(&[plan], 1);
+    for limit in 1..=PREFACE.len() {
+        let view = View {
+            limit,
+            ..View::whole(Vec::new())
+        };
+        let (told, _) = replay(&record, &view);
+        let wrong = told
+            .iter()
+            .find(|told| told.method.as_deref().is_some_and(|method| method != "GET") || told.path.is_some());
+        assert_eq!(wrong, None, "{limit} bytes captured");
+    }
+}

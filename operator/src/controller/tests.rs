@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use api::collector::SinkStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::*;
 use crate::{
     cluster::tests::{FakeServer, metrics},
@@ -171,4 +174,25 @@ async fn pauses_grow_by_object_up_to_the_limit() {
     let pauses: Vec<u64> = (0..10).map(|_| cluster.context.pause("a", &error).as_secs()).collect();
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
     assert_eq!(cluster.context.pause("b", &error).as_secs(), 1);
+}
+
+#[test]
+fn a_status_differs_by_what_the_api_server_holds_of_it() {
+    let delivered = |millisecond| {
+        let sink = SinkStatus {
+            last_delivery: Some(Time(Timestamp::from_millisecond(millisecond).unwrap())),
+            ..SinkStatus::default()
+        };
+        EbpfCollectorStatus {
+            sinks: vec![sink],
+            flows_per_second: Some(0.1),
+            ..EbpfCollectorStatus::default()
+        }
+    };
+    let found = delivered(1_800_000_000_345);
+    let held: EbpfCollectorStatus = serde_json::from_value(serde_json::to_value(&found).unwrap()).unwrap();
+    assert_ne!(held, found, "the API server's copy has whole seconds");
+    assert!(!differs(Some(&held), &found));
+    assert!(differs(Some(&held), &delivered(1_800_000_001_345)));
+    assert!(differs(None, &found));
 }

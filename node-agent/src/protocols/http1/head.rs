@@ -6,6 +6,7 @@ use super::{
 };
 use crate::protocols::{
     HttpOptions, Version,
+    classify::PREFACE,
     record::{Method, Record},
 };
 
@@ -127,8 +128,9 @@ pub(super) fn request_line(
     record: &mut Record,
     options: &HttpOptions,
 ) -> Result<First, Malformed> {
-    // The first line of the preface of HTTP/2.
-    if whole && line.bytes == b"PRI * HTTP/2.0" {
+    // The first line of the preface of HTTP/2, or so much of it that no method can be meant.
+    if line.bytes == b"PRI * HTTP/2.0" || (!whole && line.bytes.starts_with(b"PRI ") && PREFACE.starts_with(line.bytes))
+    {
         return Ok(First::Stop);
     }
     let blank = memchr::memchr(b' ', line.bytes).ok_or(Malformed)?;

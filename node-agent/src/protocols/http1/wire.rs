@@ -136,7 +136,11 @@ impl Wire {
             }
         }
         if unseen > 0 {
+            let stopped = self.place == Place::Stopped;
             self.skip(unseen, piece.ts_ns, role);
+            if !stopped && self.place == Place::Stopped {
+                return Pushed::Stopped(captured.len());
+            }
         }
         Pushed::Taken
     }
@@ -289,7 +293,10 @@ impl Wire {
                     tail: None,
                 };
                 // Of a request the path may have been there.
-                let _ = role.first_line(line, false);
+                if role.first_line(line, false) == Ok(First::Stop) {
+                    self.place = Place::Stopped;
+                    return;
+                }
             }
             Place::UntilClose | Place::Lost { .. } | Place::Stopped => {
                 role.count(ts_ns, unseen);
