@@ -222,10 +222,18 @@ run_tier() {
     local passed failed
     passed=$(count passed "$COUNTS")
     failed=$(count failed "$COUNTS")
+    [[ $result != FAILED:* ]] || FAILURES+=("$tier")
     TABLE+=("$(printf '%-7s %5d s %6d passed %4d failed   %s' "$tier" $((SECONDS - start)) "$passed" "$failed" "$result")")
     PASSED=$((PASSED + passed))
     FAILED=$((FAILED + failed))
     SKIPS=$((SKIPS + $(count skipped "$COUNTS")))
+}
+
+# What failed in a tier's log, and what it said, so that the end of the output tells.
+failures() {
+    say "failed in tier $1:"
+    grep -aE '^(test .* FAILED$|FAILED: |error)' "$LOGS/$1.log" | head -n 20
+    grep -a -A 6 ' panicked at ' "$LOGS/$1.log" | head -n 60
 }
 
 TIERS=("$@")
@@ -235,9 +243,11 @@ for tier in "${TIERS[@]}"; do
 done
 mkdir -p "$LOGS"
 rm -f "$LOGS/static-built"
-PASSED=0 FAILED=0 SKIPS=0 TABLE=()
+PASSED=0 FAILED=0 SKIPS=0 TABLE=() FAILURES=()
 for tier in "${TIERS[@]}"; do run_tier "$tier"; done
 
+printf '\n'
+for tier in "${FAILURES[@]}"; do failures "$tier"; done
 printf '\n'
 printf '%s\n' "${TABLE[@]}"
 printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPS"
