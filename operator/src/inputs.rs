@@ -144,7 +144,8 @@ pub fn token_key(reference: &SecretKeyRef) -> &str {
     reference.key.as_deref().unwrap_or("token")
 }
 
-/// Fields that are given and that this build does not carry into the pods: people must be told.
+/// Fields that are given and that change nothing, as this build does not carry them into the pods, or as others are
+/// missing: people must be told.
 #[must_use]
 pub fn without_effect(object: &EbpfCollector) -> Vec<String> {
     let spec = &object.spec;
@@ -153,8 +154,10 @@ pub fn without_effect(object: &EbpfCollector) -> Vec<String> {
         .is_some_and(|replicas| replicas != 1)
         .then(|| "spec.aggregator.replicas".to_owned());
     let outputs = spec.outputs.iter().flat_map(OutputsSpec::not_built);
+    let alone = spec.agent_config().is_ok_and(|config| config.lacks_net_for_conntrack());
     more.into_iter()
         .chain(outputs.map(|name| format!("spec.outputs.{name}")))
+        .chain(alone.then(|| "spec.plugins.ebpf-conntrack (without ebpf-net, to whose records it adds)".to_owned()))
         .collect()
 }
 
@@ -276,7 +279,20 @@ mod tests {
             without_effect(&object),
             ["spec.aggregator.replicas", "spec.outputs.loki"]
         );
-        assert!(without_effect(&self::object(json!({ "aggregator": { "replicas": 1 } }))).is_empty());
+        for nothing in [
+            json!({ "aggregator": { "replicas": 1 } }),
+            json!({ "plugins": { "ebpf-net": {}, "ebpf-conntrack": {} } }),
+            json!({ "plugins": { "ebpf-conntrack": {} }, "namespaces": [
+                { "match": { "names": ["shop"] }, "plugins": { "ebpf-net": { "enabled": true } } } ] }),
+        ] {
+            assert!(without_effect(&self::object(nothing.clone())).is_empty(), "{nothing}");
+        }
+        let alone = json!({ "plugins": { "ebpf-net": { "enabled": false }, "ebpf-conntrack": {} } });
+        let told = without_effect(&self::object(alone));
+        assert!(
+            told.len() == 1 && told[0].starts_with("spec.plugins.ebpf-conntrack"),
+            "{told:?}"
+        );
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub fn status(object: &EbpfCollector, finding: &Finding, now: Timestamp) -> Ebpf
 fn lacks(running: &Running) -> (&'static str, String) {
     let mut parts = Vec::new();
     if !running.missing.is_empty() {
-        parts.push(format!("without effect in this build: {}", running.missing.join(", ")));
+        parts.push(format!("without effect: {}", running.missing.join(", ")));
     }
     if let Ok(summary) = &running.overview
         && summary.nodes_degraded > 0

@@ -202,6 +202,11 @@ pub(crate) fn combination(config: &mut AgentConfig, explicit: &Explicit, errors:
     }
     uplink(config, &mut check);
     outputs(config, &mut check);
+    if let (Some(origin), true) = (explicit.get("enabled_plugins"), config.lacks_net_for_conntrack()) {
+        config.warnings.push(format!(
+            "enabled_plugins ({origin}): ebpf-conntrack has no effect: it adds to what ebpf-net reports, which is not enabled"
+        ));
+    }
     if config.kubernetes.collector.is_none() {
         for option in ["kubernetes_url", "bearer_token", "bearer_token_string"] {
             if let Some(origin) = explicit.get(option) {

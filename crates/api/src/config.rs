@@ -241,6 +241,12 @@ const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")
 // === impl AgentConfig ===
 
 impl AgentConfig {
+    /// True if `ebpf-conntrack` is enabled without `ebpf-net`, to whose records it adds: it has no effect then.
+    #[must_use]
+    pub fn lacks_net_for_conntrack(&self) -> bool {
+        self.plugins.contains(&Plugin::EbpfConntrack) && !self.plugins.contains(&Plugin::EbpfNet)
+    }
+
     /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow`. The agent logs
     /// them and runs the others.
     #[must_use]

@@ -422,4 +422,10 @@ fn options_without_effect_are_told() {
         config.warnings
     );
     assert_eq!(flags(&[("interval", "1s")]).unwrap().warnings, Vec::<String>::new());
+    let alone = flags(&[("enabled_plugins", "ebpf-bash,ebpf-conntrack")]).unwrap();
+    assert!(
+        alone.warnings.len() == 1 && alone.warnings[0].contains("ebpf-conntrack has no effect"),
+        "{:?}",
+        alone.warnings
+    );
 }
