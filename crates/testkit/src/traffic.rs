@@ -5,7 +5,9 @@
 //! Drivers start roles with [`launch`], which also reads the reports back. Entry: [`cli::run`] (binary `traffic`).
 
 pub mod cli;
+pub mod dns;
 pub mod exchange;
+pub mod http;
 pub mod launch;
 pub mod mmsg;
 pub mod netlink;

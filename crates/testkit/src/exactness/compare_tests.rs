@@ -27,6 +27,7 @@ fn report(pid: u32, group: &str) -> Report {
             before: Counts::default(),
             settled: Counts::default(),
         }],
+        exchanges: Vec::new(),
         errors: BTreeMap::new(),
         unsupported: Vec::new(),
         elapsed_ns: 1,

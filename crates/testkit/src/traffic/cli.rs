@@ -4,8 +4,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::{
+    dns, http,
     netns::{Side, TestNet},
-    options::{ServeFd, TcpClient, TcpHold, TcpServer, UdpClient, UdpServer},
+    options::{DnsClient, HttpClient, HttpServer, ServeFd, TcpClient, TcpHold, TcpServer, UdpClient, UdpServer},
     tcp_client, tcp_server, udp_client, udp_server,
 };
 
@@ -33,6 +34,12 @@ pub enum Command {
     UdpClient(UdpClient),
     /// Receives datagrams, and replies when asked, until SIGTERM
     UdpServer(UdpServer),
+    /// Serves HTTP/1.1 until SIGTERM
+    HttpServer(HttpServer),
+    /// Makes HTTP/1.1 requests on connections that it keeps
+    HttpClient(HttpClient),
+    /// Asks name servers
+    DnsClient(DnsClient),
     /// Makes or removes the test network: two network namespaces joined by a veth pair
     Net {
         /// What to do with it
@@ -67,6 +74,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::ServeFd(options) => tcp_server::run_fd(options),
         Command::UdpClient(options) => udp_client::run(options),
         Command::UdpServer(options) => udp_server::run(options),
+        Command::HttpServer(options) => http::run_server(options),
+        Command::HttpClient(options) => http::run_client(options),
+        Command::DnsClient(options) => dns::run(options),
         Command::Net {
             action: NetAction::Down,
             name,

@@ -286,3 +286,69 @@ pub struct UdpServer {
     #[arg(long, default_value = "0-2000")]
     pub reply: Sizes,
 }
+
+/// Options of `http-server`.
+#[derive(Args, Clone, Debug)]
+pub struct HttpServer {
+    /// Options of every role
+    #[command(flatten)]
+    pub common: Common,
+    /// Address to listen on; `::` serves IPv4 too
+    #[arg(long)]
+    pub listen: IpAddr,
+    /// Port to listen on
+    #[arg(long)]
+    pub port: u16,
+}
+
+/// Options of `http-client`.
+#[derive(Args, Clone, Debug)]
+pub struct HttpClient {
+    /// Options of every role
+    #[command(flatten)]
+    pub common: Common,
+    /// Server addresses, used in turn
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub dst: Vec<IpAddr>,
+    /// Server port
+    #[arg(long)]
+    pub port: u16,
+    /// Connections, all kept to the end
+    #[arg(long, default_value_t = 1)]
+    pub connections: usize,
+    /// Requests on each connection
+    #[arg(long, default_value_t = 1)]
+    pub requests: usize,
+    /// What is asked for, in turn: METHOD:/s/STATUS/LENGTH, or with a body METHOD:/s/STATUS/LENGTH:BYTES
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub request: Vec<String>,
+    /// Pause after a request on each connection, milliseconds
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
+}
+
+/// Options of `dns-client`.
+#[derive(Args, Clone, Debug)]
+pub struct DnsClient {
+    /// Options of every role
+    #[command(flatten)]
+    pub common: Common,
+    /// Name servers; each gets every question
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub server: Vec<IpAddr>,
+    /// Names to ask for, for A and AAAA each
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub question: Vec<String>,
+    /// How often all is asked
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u64,
+    /// Ask over TCP, one connection per question
+    #[arg(long)]
+    pub tcp: bool,
+    /// How long an answer is waited for, milliseconds
+    #[arg(long, default_value_t = 2000)]
+    pub patience_ms: u64,
+    /// Pause after each question, milliseconds
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
+}

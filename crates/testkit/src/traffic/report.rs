@@ -6,7 +6,7 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,39 @@ pub struct Row {
     pub settled: Counts,
 }
 
+/// Exchanges of one kind that a process made with one remote address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExchangeRow {
+    /// The other end's address.
+    pub remote: IpAddr,
+    /// The serving end's port.
+    pub service_port: u16,
+    /// Method of a request, or type of a question.
+    pub method: String,
+    /// Path of a request, or name of a question.
+    pub path: String,
+    /// Status of the response, or code of the answer.
+    pub status: i32,
+    /// Counts.
+    #[serde(flatten)]
+    pub counts: Exchanged,
+}
+
+/// Counts of exchanges of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchanged {
+    /// Exchanges.
+    pub count: u64,
+    /// Bytes that this process sent for them.
+    pub bytes_sent: u64,
+    /// Bytes that it received.
+    pub bytes_received: u64,
+    /// The shortest, nanoseconds as the process measured it.
+    pub fastest_ns: u64,
+    /// The longest.
+    pub slowest_ns: u64,
+}
+
 /// The report of one process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -94,6 +127,9 @@ pub struct Report {
     pub netns: u64,
     /// Rows.
     pub rows: Vec<Row>,
+    /// Exchanges of roles that speak a protocol.
+    #[serde(default)]
+    pub exchanges: Vec<ExchangeRow>,
     /// What failed and how often, e.g. `connect: Connection refused`.
     #[serde(default)]
     pub errors: BTreeMap<String, u64>,
@@ -125,6 +161,7 @@ pub struct RowKey {
 pub struct Recorder {
     rows: Vec<(RowKey, Row)>,
     last: usize,
+    exchanges: Vec<ExchangeRow>,
     errors: BTreeMap<String, u64>,
     unsupported: Vec<String>,
     started: Instant,
@@ -172,6 +209,32 @@ impl Counts {
             datagrams_received: self.datagrams_received.saturating_sub(other.datagrams_received),
             failures: self.failures.saturating_sub(other.failures),
         }
+    }
+}
+
+// === impl Exchanged ===
+
+impl Exchanged {
+    /// One exchange that took this long.
+    #[must_use]
+    pub fn one(bytes_sent: u64, bytes_received: u64, took: Duration) -> Self {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            count: 1,
+            bytes_sent,
+            bytes_received,
+            fastest_ns: took,
+            slowest_ns: took,
+        }
+    }
+
+    /// Adds `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        self.fastest_ns = self.fastest_ns.min(other.fastest_ns);
+        self.slowest_ns = self.slowest_ns.max(other.slowest_ns);
     }
 }
 
@@ -232,6 +295,7 @@ impl Default for Recorder {
         Self {
             rows: Vec::with_capacity(16),
             last: 0,
+            exchanges: Vec::new(),
             errors: BTreeMap::new(),
             unsupported: Vec::new(),
             started: Instant::now(),
@@ -284,6 +348,27 @@ impl Recorder {
         &mut self.rows[index].1.settled
     }
 
+    /// Counts exchanges with `remote` under what was asked for (method, path) and how it was answered.
+    pub fn exchanged(&mut self, remote: IpAddr, service_port: u16, what: (&str, &str, i32), counts: &Exchanged) {
+        let (remote, (method, path, status)) = (plain(remote), what);
+        let known = self.exchanges.iter_mut().find(|row| {
+            row.remote == remote
+                && row.service_port == service_port
+                && (row.method.as_str(), row.path.as_str(), row.status) == (method, path, status)
+        });
+        match known {
+            Some(row) => row.counts.add(counts),
+            None => self.exchanges.push(ExchangeRow {
+                remote,
+                service_port,
+                method: method.to_owned(),
+                path: path.to_owned(),
+                status,
+                counts: *counts,
+            }),
+        }
+    }
+
     /// Counts a failure of `what` under its error text.
     pub fn error(&mut self, what: &str, error: &io::Error) {
         let text = match error.raw_os_error() {
@@ -310,6 +395,7 @@ impl Recorder {
     /// Forgets all counts: what a forked child does first, since the parent reports its own.
     pub fn clear(&mut self) {
         self.rows.clear();
+        self.exchanges.clear();
         self.errors.clear();
         self.started = Instant::now();
     }
@@ -332,6 +418,7 @@ impl Recorder {
                 .map(|meta| meta.ino())
                 .unwrap_or_default(),
             rows: self.rows.iter().map(|(_, row)| row.clone()).collect(),
+            exchanges: self.exchanges.clone(),
             errors: self.errors.clone(),
             unsupported: self.unsupported.clone(),
             elapsed_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
