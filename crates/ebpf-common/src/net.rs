@@ -473,8 +473,8 @@ pub struct Inherited {
 pub struct Executed {
     /// When, monotonic nanoseconds.
     pub at_ns: u64,
-    /// Voluntary context switches until then.
-    pub nvcsw: u64,
+    /// Page faults of the task until then.
+    pub faults: u64,
 }
 
 /// Settings that may change while programs run; one entry of an array map.
@@ -576,6 +576,10 @@ pub struct NetOffsets {
     pub tgid: u32,
     /// `task_struct.nvcsw` (unsigned long)
     pub nvcsw: u32,
+    /// `task_struct.min_flt` (unsigned long)
+    pub min_flt: u32,
+    /// `task_struct.maj_flt` (unsigned long)
+    pub maj_flt: u32,
     /// `task_struct.files`
     pub files: u32,
     /// `files_struct.fdt`
@@ -645,7 +649,7 @@ const _: () = {
     assert!(size_of::<Executed>() == 16);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 72);
-    assert!(size_of::<NetOffsets>() == 53 * 4);
+    assert!(size_of::<NetOffsets>() == 55 * 4);
 };
 
 // === impl SampleBlock ===
@@ -693,6 +697,8 @@ impl NetOffsets {
         comm: ABSENT,
         tgid: ABSENT,
         nvcsw: ABSENT,
+        min_flt: ABSENT,
+        maj_flt: ABSENT,
         files: ABSENT,
         fdt: ABSENT,
         fd_array: ABSENT,

@@ -66,6 +66,8 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
         comm: find("task_struct.comm", &[("task_struct", "comm")]),
         tgid: find("task_struct.tgid", &[("task_struct", "tgid")]),
         nvcsw: find("task_struct.nvcsw", &[("task_struct", "nvcsw")]),
+        min_flt: find("task_struct.min_flt", &[("task_struct", "min_flt")]),
+        maj_flt: find("task_struct.maj_flt", &[("task_struct", "maj_flt")]),
         files: find("task_struct.files", &[("task_struct", "files")]),
         fdt: find("files_struct.fdt", &[("files_struct", "fdt")]),
         fd_array: find("fdtable.fd", &[("fdtable", "fd")]),

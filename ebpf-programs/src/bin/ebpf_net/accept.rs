@@ -11,8 +11,8 @@ use ebpf_programs::net::state;
 
 use crate::{
     kernel::{
-        Memory, Probed, Process, current_process_by_task, current_task, read, read_addresses, read_netns, sock_of_fd,
-        tcp_of, voluntary_switches,
+        Memory, Probed, Process, current_process_by_task, current_task, page_faults, read, read_addresses, read_netns,
+        sock_of_fd, tcp_of, voluntary_switches,
     },
     maps::{CONNS, EXECUTED, INHERITED, LAST_ACCEPT, config, offsets},
     policy::{bits, is_on},
@@ -109,7 +109,7 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     let process = current_process_by_task(config);
     let executed = Executed {
         at_ns: now(),
-        nvcsw: voluntary_switches(current_task()),
+        faults: page_faults(current_task()),
     };
     let _ = EXECUTED.insert(process.pid, &executed, BPF_ANY as u64);
     let Some(inherited) = INHERITED.get_ptr(process.pid) else {
@@ -134,7 +134,7 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// True if the process has hardly run since its execve, which closes descriptors after that hook.
+/// True if the process has not run since its execve, which closes descriptors after that hook.
 #[inline(always)]
 pub(crate) fn executed_just_now(pid: u32) -> bool {
     let Some(executed) = EXECUTED.get_ptr(pid) else {
@@ -142,7 +142,7 @@ pub(crate) fn executed_just_now(pid: u32) -> bool {
     };
     // SAFETY: a live map value of integers.
     let executed = unsafe { *executed };
-    now().wrapping_sub(executed.at_ns) < CLOSES_NS && voluntary_switches(current_task()) == executed.nvcsw
+    now().wrapping_sub(executed.at_ns) < CLOSES_NS && page_faults(current_task()) == executed.faults
 }
 
 /// Thread id: a process may accept in one thread and fork in another for something else.
@@ -186,8 +186,8 @@ fn accepted_lately() {
 const NEWEST_FDS: u32 = 4;
 /// A server's child has its connection among its first descriptors.
 const FDS_LOOKED_AT: u32 = 64;
-/// Longer than an execve closes descriptors.
-const CLOSES_NS: u64 = 5_000_000;
+/// Longer than an execve closes descriptors, also on a busy machine; what is older may be of another process of that id.
+const CLOSES_NS: u64 = 100_000_000;
 /// Voluntary context switches that the fork itself may cost the forker.
 pub(crate) const SWITCHES_OF_FORK: u64 = 1;
 

@@ -355,6 +355,14 @@ pub(crate) fn voluntary_switches(task: u64) -> u64 {
     read(task, offsets().nvcsw)
 }
 
+/// Page faults of a task. After an execve, the first instruction of the new program makes one: nothing of it is mapped.
+#[inline(always)]
+pub(crate) fn page_faults(task: u64) -> u64 {
+    let minor: u64 = read(task, offsets().min_flt);
+    let major: u64 = read(task, offsets().maj_flt);
+    minor.wrapping_add(major)
+}
+
 /// Address of the current `task_struct`.
 #[inline(always)]
 pub(crate) fn current_task() -> u64 {
