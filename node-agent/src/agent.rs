@@ -6,12 +6,12 @@
 //! ```
 //! Entry: [`run`].
 
-mod bash;
 mod captures;
 mod identity;
 mod live;
 mod options;
 mod sampling;
+mod side;
 
 use std::{sync::Arc, time::Duration};
 

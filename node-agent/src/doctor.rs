@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use crate::{
     agent::{bash_config, capture_config, conntrack_config, one_line},
     capture::{
-        bash::{BASH, BashCapture, BashMetrics},
+        bash::{BASH, BashCapture},
+        beside::{Beside, Surroundings},
         conntrack::{Conntrack, ConntrackMetrics},
         ebpf_net::{Instruments, NetCapture},
     },
@@ -71,13 +72,8 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         capabilities.features.extend(found.features);
     }
     if let Some(settings) = bash {
-        match BashCapture::start(&settings, &telemetry, BashMetrics::default(), None) {
-            Ok(capture) => {
-                capabilities
-                    .features
-                    .extend(capture.capabilities().borrow().features.iter().cloned());
-                programs.extend(capture.programs());
-            }
+        match beside::<BashCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
             Err(error) => capabilities.off(BASH, one_line(&error)),
         }
     }
@@ -118,6 +114,25 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         print!("{}", text(&report));
     }
     Ok(works)
+}
+
+/// Starts a capture beside `ebpf-net`, and adds what it can see.
+fn beside<C: Beside>(
+    settings: &C::Config,
+    telemetry: &Telemetry,
+    capabilities: &mut Capabilities,
+) -> anyhow::Result<C> {
+    let (_, nat) = watch::channel(None);
+    let with = Surroundings {
+        metrics: C::metrics(telemetry),
+        telemetry: telemetry.clone(),
+        cluster: None,
+        nat,
+    };
+    let capture = C::start(settings, with)?;
+    let told = capture.capabilities();
+    capabilities.features.extend(told.borrow().features.iter().cloned());
+    Ok(capture)
 }
 
 /// All features, those of plugins that are not built among them.

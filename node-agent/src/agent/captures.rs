@@ -18,13 +18,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Cluster,
-    bash::BashPlugin,
-    explain, identity, one_line,
+    Cluster, explain, identity, one_line,
     options::{bash_config, capture_config, conntrack_config},
+    side::SidePlugin,
 };
 use crate::{
     capture::{
+        bash::BashCapture,
         conntrack::{self, Conntrack, ConntrackMetrics, Nat},
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
     },
@@ -54,7 +54,7 @@ pub(super) struct Captures {
     conntrack_metrics: ConntrackMetrics,
     /// For captures, while the plugin is on.
     nat: watch::Sender<Option<Nat>>,
-    bash: BashPlugin,
+    bash: SidePlugin<BashCapture>,
 }
 
 struct Running {
@@ -88,8 +88,9 @@ impl Captures {
             }),
             None => None,
         };
+        let nat = watch::Sender::new(None);
         let mut captures = Self {
-            bash: BashPlugin::new(telemetry, out.clone(), in_cluster.clone()),
+            bash: SidePlugin::new(telemetry, out.clone(), in_cluster.clone(), nat.subscribe()),
             cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
@@ -102,7 +103,7 @@ impl Captures {
             seen: Capabilities::default(),
             conntrack: None,
             conntrack_metrics: ConntrackMetrics::new(telemetry),
-            nat: watch::Sender::new(None),
+            nat,
         };
         captures.adapt().await?;
         Ok(captures)

@@ -1,6 +1,7 @@
 //! One room per plugin: from the kernel's maps and events to records.
 
 pub mod bash;
+pub mod beside;
 pub mod conntrack;
 pub mod ebpf_net;
 mod ends;
