@@ -221,7 +221,18 @@ pub struct HttpConfig {
     pub busy_bytes: u32,
 }
 
+/// The agent's pid namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnNamespace {
+    /// Its address.
+    pub address: u64,
+    /// Its level.
+    pub level: u64,
+}
+
 const _: () = {
+    assert!(size_of::<OwnNamespace>() == 16);
     assert!(size_of::<EventHead>() == 24);
     assert!(size_of::<OpenEvent>() == 104);
     assert!(size_of::<OwnerEvent>() == 56);
@@ -232,8 +243,10 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::HttpConfig;
+    use super::{HttpConfig, OwnNamespace};
 
     // SAFETY: `repr(C)`, integers only, no padding (size asserted above): every bit pattern is valid.
     unsafe impl aya::Pod for HttpConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnNamespace {}
 }

@@ -21,6 +21,9 @@ mod kernel;
 #[path = "ebpf_http/maps.rs"]
 mod maps;
 #[cfg(target_arch = "bpf")]
+#[path = "ebpf_http/namespace.rs"]
+mod namespace;
+#[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/policy.rs"]
 #[allow(dead_code, reason = "ebpf-net uses all of it")]
 mod policy;

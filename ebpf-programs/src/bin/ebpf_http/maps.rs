@@ -1,15 +1,14 @@
 //! Maps and read-only data of the object. Sizes are defaults; the loader overrides that of the ring from the options.
 
 use aya_ebpf::{
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
-    bindings::bpf_sock,
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::SkStorage,
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::{
-    http::{HttpConfig, HttpSock, stat},
+    http::{HttpConfig, HttpSock, OwnNamespace, stat},
     net::NetOffsets,
 };
 
@@ -32,6 +31,9 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Settings.
 #[map]
 static CONFIG: Array<HttpConfig> = Array::with_max_entries(1, 0);
+/// Result of `http_namespace`.
+#[map]
+pub(crate) static NAMESPACE: Array<OwnNamespace> = Array::with_max_entries(1, 0);
 /// Counters, see `ebpf_common::http::stat`.
 #[map]
 static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
