@@ -6,4 +6,5 @@
 #![no_std]
 
 pub mod bash;
+pub mod dns;
 pub mod net;
