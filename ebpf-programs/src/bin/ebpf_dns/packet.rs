@@ -8,9 +8,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use ebpf_common::{
-    dns::{
-        DnsConfig, EVENT_VERSION, LARGE, MIDDLE, PIECES_MAX, Packet, PacketHead, SMALL, TCP, UDP, flag, stat,
-    },
+    dns::{DnsConfig, EVENT_VERSION, LARGE, MIDDLE, PIECES_MAX, Packet, PacketHead, SMALL, TCP, UDP, flag, stat},
     net::{Tuple, policy},
 };
 use ebpf_programs::net::{is_loopback, is_v4};
@@ -63,7 +61,8 @@ fn look(ctx: &SkBuffContext, way: u8) {
         protocol: 0,
         at: 0,
     };
-    if parse(ctx, way, &mut headers).is_some() && (watched(headers.tuple.remote_port) || watched(headers.tuple.local_port))
+    if parse(ctx, way, &mut headers).is_some()
+        && (watched(headers.tuple.remote_port) || watched(headers.tuple.local_port))
     {
         tell(ctx, way, &mut headers, config);
     }
@@ -292,14 +291,8 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, head: &PacketHead, at: u32, conf
     let captured = core::hint::black_box(wanted);
     if captured.wrapping_sub(1) < N as u32 {
         // SAFETY: reserved memory with room for N bytes, and no more than that are written.
-        let failed = unsafe {
-            generated::bpf_skb_load_bytes(
-                ctx.as_ptr(),
-                at,
-                (&raw mut (*event).bytes).cast(),
-                captured,
-            )
-        };
+        let failed =
+            unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr(), at, (&raw mut (*event).bytes).cast(), captured) };
         if failed != 0 {
             entry.discard(0);
             count(stat::LOST_UNREADABLE);
