@@ -9,11 +9,13 @@ use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{bash_config, capture_config, conntrack_config, one_line},
+    agent::{bash_config, capture_config, conntrack_config, dns_config, one_line},
     capture::{
         bash::{BASH, BashCapture},
         beside::{Beside, Surroundings},
         conntrack::{Conntrack, ConntrackMetrics},
+        dns::DnsCapture,
+        domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
     },
     ebpf::{
@@ -57,7 +59,7 @@ struct ProgramLine {
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
-    let bash = bash_config(config, &refuse);
+    let (bash, dns) = (bash_config(config, &refuse), dns_config(config, &refuse));
     let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
         &Instruments::new(&telemetry),
@@ -70,6 +72,12 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     if let Some(settings) = conntrack_config(config) {
         let found = Conntrack::probe(&settings, ConntrackMetrics::default());
         capabilities.features.extend(found.features);
+    }
+    if let Some(settings) = dns {
+        match beside::<DnsCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
+            Err(error) => capabilities.off(DnsCapture::NAME, one_line(&error)),
+        }
     }
     if let Some(settings) = bash {
         match beside::<BashCapture>(&settings, &telemetry, &mut capabilities) {
@@ -128,6 +136,7 @@ fn beside<C: Beside>(
         telemetry: telemetry.clone(),
         cluster: None,
         nat,
+        domains: DomainNames::default(),
     };
     let capture = C::start(settings, with)?;
     let told = capture.capabilities();

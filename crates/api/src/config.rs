@@ -67,6 +67,10 @@ pub struct NetConfig {
     pub ephemeral_port: u16,
     /// Report flows of the loopback interface.
     pub loopback: bool,
+    /// Ports that look-ups of DNS are looked for at; none for no `dnsflow`.
+    pub dns_ports: BTreeSet<u16>,
+    /// Tell the names that were looked up.
+    pub dns_names: bool,
 }
 
 /// `ebpf-trace`.
@@ -235,8 +239,6 @@ pub struct PprofConfig {
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
 const BUILT_L7: &[L7Flow] = &[];
-/// Parts that come with a plugin, without an option of their own.
-const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")];
 
 // === impl AgentConfig ===
 
@@ -252,11 +254,9 @@ impl AgentConfig {
             .l7
             .iter()
             .filter(|flow| enabled(Plugin::EbpfNet) && !BUILT_L7.contains(flow));
-        let parts = UNBUILT_PARTS.iter().filter(|(plugin, _)| enabled(*plugin));
         plugins
             .map(ToString::to_string)
             .chain(l7.map(|flow| format!("ebpf-net/{flow}")))
-            .chain(parts.map(|(_, part)| (*part).to_owned()))
             .collect()
     }
 
@@ -302,6 +302,8 @@ impl AgentConfig {
                 ipv6_disabled: false,
                 ephemeral_port: 0,
                 loopback: false,
+                dns_ports: BTreeSet::new(),
+                dns_names: false,
             },
             trace: TraceConfig {
                 server: None,

@@ -118,6 +118,14 @@ static OPTIONS: &[OptionSpec] = &[
         net.loopback = value::boolean,
         "true or false (also 1, 0, t, f)",
         "Report flows of the loopback interface too."),
+    opt!(Collection List Ours "dns_ports" "ENV_INPUT_EBPF_DNS_PORTS" "dns-ports" ["53"],
+        net.dns_ports = value::ports,
+        "ports from 1 to 65535, at most 64; an empty TOML list for none",
+        "Ports at which dnsflow looks for DNS, over UDP and TCP. Without any there is no dnsflow, and dst_domain stays empty."),
+    opt!(Collection Switch Ours "dns_names" "ENV_INPUT_EBPF_DNS_NAMES" "dns-names" ["false"],
+        net.dns_names = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Tell in dnsflow what was looked up, in the tags query_name and query_type: a series for each name."),
     // --- ebpf-trace
     opt!(Trace Value Documented "trace_server" "ENV_INPUT_EBPF_TRACE_SERVER" "trace-server",
         trace.server = |raw| match value::text_or_none(raw)? {

@@ -1,6 +1,7 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
-//! it: a running capture asks it while it is there. So does `ebpf-bash`, on its own.
+//! it: a running capture asks it while it is there. `dnsflow` comes after `ebpf-net` and goes before it, for what it costs to start
+//! would show in what that sees of its own start; `ebpf-bash` is on its own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -19,13 +20,16 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Cluster, explain, identity, one_line,
-    options::{bash_config, capture_config, conntrack_config},
+    options::{bash_config, capture_config, conntrack_config, dns_config},
     side::SidePlugin,
 };
 use crate::{
     capture::{
         bash::BashCapture,
+        beside::Beside,
         conntrack::{self, Conntrack, ConntrackMetrics, Nat},
+        dns::DnsCapture,
+        domains::DomainNames,
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
     },
     doctor::NOT_IN_THIS_BUILD,
@@ -55,6 +59,9 @@ pub(super) struct Captures {
     /// For captures, while the plugin is on.
     nat: watch::Sender<Option<Nat>>,
     bash: SidePlugin<BashCapture>,
+    dns: SidePlugin<DnsCapture>,
+    /// By which names clients know addresses: `dnsflow` tells, the others ask.
+    domains: DomainNames,
 }
 
 struct Running {
@@ -88,9 +95,11 @@ impl Captures {
             }),
             None => None,
         };
-        let nat = watch::Sender::new(None);
+        let (nat, domains) = (watch::Sender::new(None), DomainNames::default());
         let mut captures = Self {
-            bash: SidePlugin::new(telemetry, out.clone(), in_cluster.clone(), nat.subscribe()),
+            bash: side(telemetry, &out, &in_cluster, &nat, &domains),
+            dns: side(telemetry, &out, &in_cluster, &nat, &domains),
+            domains,
             cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
@@ -137,6 +146,11 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.dns.told() => {
+                    self.adapt_dns().await;
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -147,12 +161,22 @@ impl Captures {
             }
         }
         self.bash.end(End::Stop).await;
+        self.dns.end(End::Stop).await;
         self.end(End::Stop).await
     }
 
     async fn adapt_bash(&mut self) {
         let wanted = bash_config(&self.config.borrow(), &self.refuse);
         self.bash.adapt(wanted).await;
+    }
+
+    /// Starts, changes or ends `dnsflow`; it runs while `ebpf-net` does.
+    async fn adapt_dns(&mut self) {
+        let mut wanted = dns_config(&self.config.borrow(), &self.refuse).filter(|_| self.running.is_some());
+        if let (Some(wanted), Some(cluster)) = (&mut wanted, &self.cluster) {
+            wanted.cgroups = cluster.names.hierarchy().clone();
+        }
+        self.dns.adapt(wanted).await;
     }
 
     /// Makes what runs what is wanted.
@@ -174,11 +198,13 @@ impl Captures {
                 });
             }
             (_, Some(wanted)) => {
+                self.dns.end(End::Restart).await;
                 self.end(End::Restart).await?;
                 tracing::info!(interval = ?wanted.interval, "Plugin ebpf-net is on");
                 self.begin(wanted).await?;
             }
             (running, None) => {
+                self.dns.adapt(None).await;
                 if let Some(running) = running {
                     running.orders.send_replace(Orders::Finish(End::Off));
                 }
@@ -187,6 +213,7 @@ impl Captures {
                 self.seen = Capabilities::default();
             }
         }
+        self.adapt_dns().await;
         self.report();
         Ok(())
     }
@@ -235,6 +262,7 @@ impl Captures {
             }
         }
         self.seen = capture.capabilities().clone();
+        capture.know_domains(self.domains.clone());
         if let Some(rows) = self.rows.take() {
             capture.take_over(rows);
         }
@@ -294,6 +322,7 @@ impl Captures {
         } else if self.config.borrow().plugins.contains(&Plugin::EbpfConntrack) {
             seen.off(conntrack::CONNTRACK, "it adds to what ebpf-net reports, which is off");
         }
+        seen.features.extend(self.dns.capabilities().features);
         seen.features.extend(self.bash.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);
@@ -312,6 +341,23 @@ impl Running {
         };
         same == self.settings && matches!(*self.orders.borrow(), Orders::Collect { .. })
     }
+}
+
+/// A capture beside `ebpf-net` that does not run yet.
+fn side<C: Beside>(
+    telemetry: &Telemetry,
+    out: &mpsc::Sender<RecordBatch>,
+    cluster: &Option<InCluster>,
+    nat: &watch::Sender<Option<Nat>>,
+    domains: &DomainNames,
+) -> SidePlugin<C> {
+    SidePlugin::new(
+        telemetry,
+        out.clone(),
+        cluster.clone(),
+        nat.subscribe(),
+        domains.clone(),
+    )
 }
 
 /// Comes when the plugin tells something new.

@@ -17,6 +17,7 @@ use crate::{
     capture::{
         beside::{Beside, Surroundings},
         conntrack::Nat,
+        domains::DomainNames,
         ebpf_net::{End, InCluster, Orders},
     },
     ebpf::capability::Capabilities,
@@ -32,6 +33,7 @@ pub(super) struct SidePlugin<C: Beside> {
     out: mpsc::Sender<RecordBatch>,
     cluster: Option<InCluster>,
     nat: watch::Receiver<Option<Nat>>,
+    domains: DomainNames,
     running: Option<Running<C>>,
     failed: Option<(Capabilities, time::Instant)>,
 }
@@ -50,6 +52,7 @@ impl<C: Beside> SidePlugin<C> {
         out: mpsc::Sender<RecordBatch>,
         cluster: Option<InCluster>,
         nat: watch::Receiver<Option<Nat>>,
+        domains: DomainNames,
     ) -> Self {
         Self {
             metrics: C::metrics(telemetry),
@@ -57,6 +60,7 @@ impl<C: Beside> SidePlugin<C> {
             out,
             cluster,
             nat,
+            domains,
             running: None,
             failed: None,
         }
@@ -96,6 +100,7 @@ impl<C: Beside> SidePlugin<C> {
             metrics: self.metrics.clone(),
             cluster: self.cluster.clone(),
             nat: self.nat.clone(),
+            domains: self.domains.clone(),
         };
         let config = settings.clone();
         // Loading, and a look at what is there already, take a while.

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     conntrack::Nat,
+    domains::DomainNames,
     ebpf_net::{InCluster, Orders},
 };
 use crate::ebpf::capability::Capabilities;
@@ -23,6 +24,8 @@ pub struct Surroundings<M> {
     pub cluster: Option<InCluster>,
     /// What connections are translated to, while `ebpf-conntrack` is on.
     pub nat: watch::Receiver<Option<Nat>>,
+    /// By which names clients know addresses.
+    pub domains: DomainNames,
 }
 
 /// A capture that runs on a thread of its own.

@@ -3,5 +3,8 @@
 pub mod bash;
 pub mod beside;
 pub mod conntrack;
+pub mod dns;
+pub mod domains;
 pub mod ebpf_net;
 mod ends;
+mod policy;

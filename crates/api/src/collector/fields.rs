@@ -99,6 +99,8 @@ static FIELDS: &[Field] = &[
     field!(Agent "ephemeral_port" "plugins.ebpf-net.ephemeralPort" plugins.net.ephemeral_port),
     field!(Agent "tags" "tags" tags),
     field!(Agent "loopback" "plugins.ebpf-net.loopback" plugins.net.loopback),
+    field!(Agent "dns_ports" "plugins.ebpf-net.dnsPorts" plugins.net.dns_ports),
+    field!(Agent "dns_names" "plugins.ebpf-net.dnsNames" plugins.net.dns_names),
     field!(Agent "trace_server" "plugins.ebpf-trace.server" plugins.trace.server),
     field!(Agent "trace_all_process" "plugins.ebpf-trace.allProcess" plugins.trace.all_process),
     field!(Agent "trace_env_list" "plugins.ebpf-trace.envList" plugins.trace.env_list),

@@ -61,6 +61,12 @@ object! {
         /// Report flows of the loopback interface too.
         #[schemars(extend("default" = false))]
         loopback: bool,
+        /// Ports at which DNS is looked for, over UDP and TCP; an empty list for no dnsflow. Without it: 53.
+        #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+        dns_ports: Vec<u16>,
+        /// Tell what was looked up, in the tags query_name and query_type: a series for each name.
+        #[schemars(extend("default" = false))]
+        dns_names: bool,
     }
 
     /// Commands typed into bash.

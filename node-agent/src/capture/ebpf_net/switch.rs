@@ -6,12 +6,9 @@ use api::collector::EbpfCollectorSpec;
 use ebpf_common::net::policy;
 use tokio::sync::watch;
 
-use super::{
-    NetCapture,
-    owners::Cgroups,
-    policy::{Keeper, PolicyMetrics, Sharing, Switched, Switches},
-};
+use super::{NetCapture, owners::Cgroups};
 use crate::{
+    capture::policy::{Keeper, PolicyMetrics, Sharing, Switched, Switches},
     ebpf::{
         capability::State,
         net::{self, NetObject},

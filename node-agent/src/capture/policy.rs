@@ -1,4 +1,4 @@
-//! Whose traffic is reported: keeps the kernel's map `POLICY` like pods, namespaces and the object.
+//! Whose traffic is reported: keeps a kernel object's map `POLICY` like pods, namespaces and the object.
 //!
 //! ```text
 //! pods, cgroups, namespaces, EbpfCollector ▶ [`wanted`] (pure) ▶ what differs ▶ map `POLICY`
