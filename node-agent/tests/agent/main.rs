@@ -17,6 +17,8 @@ mod bash;
 mod conntrack;
 mod dataway;
 mod degrade;
+mod dns;
+mod dns_net;
 mod forks;
 mod lifecycle;
 mod live;
