@@ -102,7 +102,11 @@ pub fn classify(first: &[u8; LOOK], len: u32) -> u8 {
                 _ => u64::MAX,
             };
             if (start ^ preface.bytes) & there == 0 && (second ^ rest) & more == 0 {
-                return if len >= 16 { verdict::PREFACE } else { verdict::NEED_MORE };
+                return if len >= 16 {
+                    verdict::PREFACE
+                } else {
+                    verdict::NEED_MORE
+                };
             }
         }
         0x14..=0x17 if len < 2 || first[1] == 3 => {
@@ -213,7 +217,11 @@ fn frame(first: &[u8; LOOK], len: u32) -> u8 {
         return verdict::OTHER;
     }
     if kind == 4 {
-        return if payload % 6 == 0 { verdict::SETTINGS } else { verdict::OTHER };
+        return if payload % 6 == 0 {
+            verdict::SETTINGS
+        } else {
+            verdict::OTHER
+        };
     }
     verdict::FRAMES
 }

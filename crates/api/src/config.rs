@@ -71,6 +71,12 @@ pub struct NetConfig {
     pub dns_ports: BTreeSet<u16>,
     /// Tell the names that were looked up.
     pub dns_names: bool,
+    /// Keep the query strings of HTTP requests.
+    pub http_keep_query: bool,
+    /// Longest path of an HTTP request that is kept, in bytes.
+    pub http_path_limit: u16,
+    /// `httpflow` records of an interval that have paths of their own.
+    pub http_series_max: u32,
 }
 
 /// `ebpf-trace`.
@@ -238,12 +244,12 @@ pub struct PprofConfig {
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
-const BUILT_L7: &[L7Flow] = &[];
+const BUILT_L7: &[L7Flow] = &[L7Flow::Http];
 
 // === impl AgentConfig ===
 
 impl AgentConfig {
-    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow`. The agent logs
+    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow-tls`. The agent logs
     /// them and runs the others.
     #[must_use]
     pub fn plugins_not_built(&self) -> Vec<String> {
@@ -304,6 +310,9 @@ impl AgentConfig {
                 loopback: false,
                 dns_ports: BTreeSet::new(),
                 dns_names: false,
+                http_keep_query: false,
+                http_path_limit: 0,
+                http_series_max: 0,
             },
             trace: TraceConfig {
                 server: None,

@@ -126,6 +126,18 @@ static OPTIONS: &[OptionSpec] = &[
         net.dns_names = value::boolean,
         "true or false (also 1, 0, t, f)",
         "Tell in dnsflow what was looked up, in the tags query_name and query_type: a series for each name."),
+    opt!(Collection Switch Ours "http_keep_query" "ENV_INPUT_EBPF_HTTP_KEEP_QUERY" "http-keep-query" ["false"],
+        net.http_keep_query = value::boolean,
+        "true or false (also 1, 0, t, f)",
+        "Keep the query string in the field path of httpflow. It may hold secrets, and makes many series."),
+    opt!(Collection Value Ours "http_path_limit" "ENV_INPUT_EBPF_HTTP_PATH_LIMIT" "http-path-limit" ["512"],
+        net.http_path_limit = |raw| value::integer(raw, 16, 8192),
+        "a number of bytes from 16 to 8192",
+        "Longest path that httpflow keeps. One of this length or longer is cut there, and marked as truncated."),
+    opt!(Collection Value Ours "http_series_max" "ENV_INPUT_EBPF_HTTP_SERIES_MAX" "http-series-max" ["10000"],
+        net.http_series_max = |raw| value::integer(raw, 100, 1_000_000),
+        "a number from 100 to 1000000",
+        "Records of httpflow per interval that have a path of their own. Further exchanges are told with the path `other`."),
     // --- ebpf-trace
     opt!(Trace Value Documented "trace_server" "ENV_INPUT_EBPF_TRACE_SERVER" "trace-server",
         trace.server = |raw| match value::text_or_none(raw)? {

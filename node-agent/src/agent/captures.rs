@@ -1,7 +1,7 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
-//! it: a running capture asks it while it is there. `dnsflow` comes after `ebpf-net` and goes before it, for what it costs to start
-//! would show in what that sees of its own start; `ebpf-bash` is on its own.
+//! it: a running capture asks it while it is there. `dnsflow` and `httpflow` come after `ebpf-net` and go before it, for what
+//! they cost to start would show in what that sees of its own start; `ebpf-bash` is on its own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Cluster, explain, identity, one_line,
-    options::{bash_config, capture_config, conntrack_config, dns_config},
+    options::{bash_config, capture_config, conntrack_config, dns_config, http_config},
     side::SidePlugin,
 };
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
         dns::DnsCapture,
         domains::DomainNames,
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+        http::HttpCapture,
     },
     doctor::NOT_IN_THIS_BUILD,
     ebpf::capability::{Capabilities, State},
@@ -60,6 +61,7 @@ pub(super) struct Captures {
     nat: watch::Sender<Option<Nat>>,
     bash: SidePlugin<BashCapture>,
     dns: SidePlugin<DnsCapture>,
+    http: SidePlugin<HttpCapture>,
     /// By which names clients know addresses: `dnsflow` tells, the others ask.
     domains: DomainNames,
 }
@@ -99,6 +101,7 @@ impl Captures {
         let mut captures = Self {
             bash: side(telemetry, &out, &in_cluster, &nat, &domains),
             dns: side(telemetry, &out, &in_cluster, &nat, &domains),
+            http: side(telemetry, &out, &in_cluster, &nat, &domains),
             domains,
             cluster: in_cluster,
             telemetry: telemetry.clone(),
@@ -151,6 +154,11 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.http.told() => {
+                    self.adapt_http().await;
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -161,6 +169,7 @@ impl Captures {
             }
         }
         self.bash.end(End::Stop).await;
+        self.http.end(End::Stop).await;
         self.dns.end(End::Stop).await;
         self.end(End::Stop).await
     }
@@ -177,6 +186,15 @@ impl Captures {
             wanted.cgroups = cluster.names.hierarchy().clone();
         }
         self.dns.adapt(wanted).await;
+    }
+
+    /// Starts, changes or ends `httpflow`, likewise.
+    async fn adapt_http(&mut self) {
+        let mut wanted = http_config(&self.config.borrow(), &self.refuse).filter(|_| self.running.is_some());
+        if let (Some(wanted), Some(cluster)) = (&mut wanted, &self.cluster) {
+            wanted.load.cgroups = cluster.names.hierarchy().clone();
+        }
+        self.http.adapt(wanted).await;
     }
 
     /// Makes what runs what is wanted.
@@ -198,12 +216,14 @@ impl Captures {
                 });
             }
             (_, Some(wanted)) => {
+                self.http.end(End::Restart).await;
                 self.dns.end(End::Restart).await;
                 self.end(End::Restart).await?;
                 tracing::info!(interval = ?wanted.interval, "Plugin ebpf-net is on");
                 self.begin(wanted).await?;
             }
             (running, None) => {
+                self.http.adapt(None).await;
                 self.dns.adapt(None).await;
                 if let Some(running) = running {
                     running.orders.send_replace(Orders::Finish(End::Off));
@@ -214,6 +234,7 @@ impl Captures {
             }
         }
         self.adapt_dns().await;
+        self.adapt_http().await;
         self.report();
         Ok(())
     }
@@ -323,6 +344,7 @@ impl Captures {
             seen.off(conntrack::CONNTRACK, "it adds to what ebpf-net reports, which is off");
         }
         seen.features.extend(self.dns.capabilities().features);
+        seen.features.extend(self.http.capabilities().features);
         seen.features.extend(self.bash.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);

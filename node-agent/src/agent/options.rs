@@ -1,11 +1,13 @@
 //! From the options to the settings of the agent's parts. No I/O.
 
 use anyhow::bail;
-use api::{AgentConfig, Plugin};
+use api::{AgentConfig, L7Flow, Plugin};
 use records::Globals;
 
 use crate::{
-    capture::{bash::BashConfig, conntrack::ConntrackConfig, dns::DnsConfig, ebpf_net::NetCaptureConfig},
+    capture::{
+        bash::BashConfig, conntrack::ConntrackConfig, dns::DnsConfig, ebpf_net::NetCaptureConfig, http::HttpConfig,
+    },
     ebpf::{self, net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
 };
@@ -30,7 +32,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             cgroups: CgroupHierarchy::default(),
             refuse: refuse
                 .into_iter()
-                .filter(|name| !is_bash(name) && !is_dns(name))
+                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name))
                 .collect(),
         },
     }
@@ -70,8 +72,33 @@ pub(crate) fn dns_config(config: &AgentConfig, refuse: &[String]) -> Option<DnsC
     })
 }
 
+/// The settings of `httpflow`; `None` if it is off.
+pub(crate) fn http_config(config: &AgentConfig, refuse: &[String]) -> Option<HttpConfig> {
+    let on = config.plugins.contains(&Plugin::EbpfNet) && config.net.l7.contains(&L7Flow::Http);
+    on.then(|| HttpConfig {
+        interval: config.interval,
+        loopback: config.net.loopback,
+        ipv6_disabled: config.net.ipv6_disabled,
+        ephemeral_port: config.net.ephemeral_port,
+        keep_query: config.net.http_keep_query,
+        path_limit: config.net.http_path_limit,
+        series_max: usize::try_from(config.net.http_series_max).unwrap_or(usize::MAX),
+        proc: config.identity.proc_dir(),
+        own_node_only: config.kubernetes.collector.is_some(),
+        load: ebpf::http::LoadOptions {
+            ring_buffer_size: ring_buffer_size(config),
+            cgroups: CgroupHierarchy::default(),
+            refuse: refuse.iter().filter(|name| is_http(name)).cloned().collect(),
+        },
+    })
+}
+
 fn ring_buffer_size(config: &AgentConfig) -> u32 {
     u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX)
+}
+
+fn is_http(program: &str) -> bool {
+    ebpf::http::PROGRAMS.contains(&program)
 }
 
 fn is_dns(program: &str) -> bool {

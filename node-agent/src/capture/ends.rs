@@ -346,8 +346,8 @@ pub(crate) struct Names<'a> {
     unnamed: &'a UnnamedEnds,
     domains: Option<&'a DomainNames>,
     known: HashMap<(u32, Comm), Str, RandomState>,
-    /// Hashes of what the rows so far show of their keys.
-    shown: HashSet<u64, RandomState>,
+    /// How many rows so far show the same of their keys, by hash of that.
+    shown: HashMap<u64, i64, RandomState>,
     empty: Str,
 }
 
@@ -361,7 +361,7 @@ impl<'a> Names<'a> {
             unnamed,
             domains: None,
             known: HashMap::default(),
-            shown: HashSet::default(),
+            shown: HashMap::default(),
             empty: "".into(),
         }
     }
@@ -393,13 +393,12 @@ impl<'a> Names<'a> {
     }
 
     /// The time of a row, of which `shown` is what it shows of its key. Two that show the same (a process changed its
-    /// namespace, an address its holder) would be one and the same point to a database: the second one is of a nanosecond
+    /// namespace, an address its holder) would be one and the same point to a database: each further one is of a nanosecond
     /// later.
     pub(crate) fn time(&mut self, shown: impl Hash, time_unix_ns: i64) -> i64 {
-        let mut later = 0;
-        while !self.shown.insert(self.known.hasher().hash_one((&shown, later))) {
-            later += 1;
-        }
+        let known = self.shown.entry(self.known.hasher().hash_one(&shown)).or_default();
+        let later = *known;
+        *known += 1;
         time_unix_ns + later
     }
 

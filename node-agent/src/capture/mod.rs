@@ -7,4 +7,5 @@ pub mod dns;
 pub mod domains;
 pub mod ebpf_net;
 mod ends;
+pub mod http;
 mod policy;

@@ -91,7 +91,9 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         }
     }
     for (name, _) in HOOKS {
-        skb(&mut ebpf, name)?.load().with_context(|| format!("program {name}"))?;
+        skb(&mut ebpf, name)?
+            .load()
+            .with_context(|| format!("program {name}"))?;
     }
     let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("object has no map {name}"));
     let (settings, quit, stats): (Map, Map, Map) = (take("CONFIG")?, take("QUIT")?, take("STATS")?);
@@ -151,7 +153,11 @@ impl HttpObject {
         for (name, _) in HOOKS {
             let unloaded = skb(&mut self.ebpf, name).and_then(|program| Ok(program.unload()?));
             if let Err(error) = unloaded {
-                tracing::warn!(program = name, error = format!("{error:#}"), "Cannot detach a program; it ends with this process");
+                tracing::warn!(
+                    program = name,
+                    error = format!("{error:#}"),
+                    "Cannot detach a program; it ends with this process"
+                );
             }
         }
     }
@@ -170,7 +176,10 @@ impl HttpObject {
         program
             .test_run(RawTracePointRunOptions::new())
             .with_context(|| format!("cannot run program {NAMESPACE}"))?;
-        let map = self.ebpf.map("NAMESPACE").ok_or_else(|| anyhow!("object has no map NAMESPACE"))?;
+        let map = self
+            .ebpf
+            .map("NAMESPACE")
+            .ok_or_else(|| anyhow!("object has no map NAMESPACE"))?;
         let own: OwnNamespace = Array::try_from(map)?.get(&0, 0)?;
         anyhow::ensure!(own.address != 0, "cannot read the agent's own pid namespace");
         Ok((own.address, u32::try_from(own.level)?))
@@ -233,17 +242,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[ignore]
-    fn tmp_load() {
-        let mut object = load(&LoadOptions{ring_buffer_size: 4<<20, cgroups: CgroupHierarchy::V2, refuse: vec![]}, HttpConfig::default()).unwrap();
-        for (n, s) in object.programs() { println!("{n} {}", s.verified_insns); }
-        let mut c = Capabilities::default();
-        println!("{:?}", object.own_pid_namespace());
-        object.attach(&mut c).unwrap();
-        println!("{c:?}");
-    }
-
-    #[test]
     fn the_kernel_side_tells_protocols_as_the_agent_does() {
         use crate::protocols::{Verdict, classify};
         use ebpf_programs::http::{LOOK, verdict};
@@ -266,7 +264,9 @@ mod tests {
         ];
         let mut seed = 1u64;
         let mut random = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             usize::try_from(seed >> 33).unwrap_or(0)
         };
         for round in 0..20_000 {

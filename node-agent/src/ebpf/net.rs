@@ -20,7 +20,7 @@ use super::{
     bash,
     btf::KernelTypes,
     capability::Capabilities,
-    dns,
+    dns, http,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
@@ -97,7 +97,11 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
     for name in &options.refuse {
         if ebpf.program(name).is_none() {
             let own = ebpf.programs().map(|(name, _)| name);
-            let known: Vec<&str> = own.chain(dns::PROGRAMS).chain(bash::PROGRAMS).collect();
+            let known: Vec<&str> = own
+                .chain(dns::PROGRAMS)
+                .chain(http::PROGRAMS)
+                .chain(bash::PROGRAMS)
+                .collect();
             return Err(api::ConfigErrors(vec![api::ConfigError {
                 option: "refuse-program".to_owned(),
                 value: Some(name.clone()),

@@ -67,6 +67,15 @@ object! {
         /// Tell what was looked up, in the tags query_name and query_type: a series for each name.
         #[schemars(extend("default" = false))]
         dns_names: bool,
+        /// Keep the query string in the field path of httpflow. It may hold secrets, and makes many series.
+        #[schemars(extend("default" = false))]
+        http_keep_query: bool,
+        /// Longest path that httpflow keeps, in bytes. One of this length or longer is cut there, and marked as truncated.
+        #[schemars(range(min = 16, max = 8192), extend("default" = 512))]
+        http_path_limit: u16,
+        /// Records of httpflow per interval that have a path of their own. Further exchanges are told with the path `other`.
+        #[schemars(range(min = 100, max = 1_000_000), extend("default" = 10000))]
+        http_series_max: u32,
     }
 
     /// Commands typed into bash.

@@ -39,14 +39,22 @@ struct Data<const N: usize> {
     bytes: [u8; N],
 }
 
+/// A segment at its time: the same for all of its events.
+#[derive(Clone, Copy)]
+pub(crate) struct Passing<'a> {
+    pub(crate) segment: &'a Segment,
+    pub(crate) now: u64,
+}
+
 /// Hands on what is to be known of a segment's bytes.
 #[inline(always)]
-pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, segment: &Segment, verdict: u8, config: &HttpConfig) {
+pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<'_>, verdict: u8, config: &HttpConfig) {
+    let segment = passing.segment;
     if sock.state == state::HTTP2 || sock.eager != 0 {
         if is_given_up(sock) {
             return;
         }
-        return all(ctx, sock, segment, config);
+        return all(ctx, sock, passing, config);
     }
     let egress = segment.way == way::EGRESS;
     let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE;
@@ -56,14 +64,14 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, segment: &Segment,
     let open = if egress { sock.head[0] } else { sock.head[1] };
     if open == 0 {
         if !is_given_up(sock) {
-            part::<GLIMPSE>(ctx, sock, segment, 0, segment.len, true);
+            part::<GLIMPSE>(ctx, sock, passing, 0, segment.len, true);
         }
         return;
     }
     let large = if egress { sock.large[0] } else { sock.large[1] };
     let mut found = Found::Further;
     if large == 0 {
-        found = head_part::<SMALL>(ctx, sock, segment, verdict);
+        found = head_part::<SMALL>(ctx, sock, passing, verdict);
         if let Found::Further = found {
             if egress {
                 sock.large[0] = 1;
@@ -73,7 +81,7 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, segment: &Segment,
         }
     }
     if let Found::Further = found {
-        found = head_part::<LARGE>(ctx, sock, segment, verdict);
+        found = head_part::<LARGE>(ctx, sock, passing, verdict);
     }
     match found {
         Found::End => set_open(sock, egress, 0),
@@ -81,11 +89,11 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, segment: &Segment,
         Found::Goes => set_open(sock, egress, open.saturating_sub(segment.len)),
         Found::Further => {
             set_open(sock, egress, open.saturating_sub(segment.len));
-            all(ctx, sock, segment, config);
+            all(ctx, sock, passing, config);
         }
         Found::Several => {
             sock.eager = 1;
-            all(ctx, sock, segment, config);
+            all(ctx, sock, passing, config);
         }
     }
 }
@@ -152,7 +160,8 @@ enum Found {
 
 /// Captures a head, if its end is within the first `N` bytes of the segment or beyond the segment.
 #[inline(always)]
-fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment, verdict: u8) -> Found {
+fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, verdict: u8) -> Found {
+    let segment = passing.segment;
     let Some(mut entry) = EVENTS.reserve::<Data<N>>(0) else {
         count(stat::RING_FULL, 1);
         return Found::Goes;
@@ -185,7 +194,7 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Seg
             entry.discard(BPF_RB_NO_WAKEUP as u64);
             return found;
         }
-        (*event).head = data_head(sock, segment, 0, segment.len, captured);
+        (*event).head = data_head(sock, passing, 0, segment.len, captured);
         if segment.len - captured >= TAIL as u32 {
             load_tail(ctx, segment.at + segment.len - TAIL as u32, &raw mut (*event).head);
         }
@@ -196,12 +205,13 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Seg
 
 /// Everything, in as many events as it takes; while the reader is behind, of long segments the beginning only.
 #[inline(always)]
-fn all(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment, config: &HttpConfig) {
+fn all(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, config: &HttpConfig) {
+    let segment = passing.segment;
     if segment.len <= SMALL as u32 {
-        return part::<SMALL>(ctx, sock, segment, 0, segment.len, false);
+        return part::<SMALL>(ctx, sock, passing, 0, segment.len, false);
     }
     if segment.len <= LARGE as u32 {
-        return part::<LARGE>(ctx, sock, segment, 0, segment.len, false);
+        return part::<LARGE>(ctx, sock, passing, 0, segment.len, false);
     }
     let parts = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.busy_bytes as u64 {
         1
@@ -215,17 +225,25 @@ fn all(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment, config: &HttpCon
         }
         let left = segment.len - offset;
         let take = if left > PART as u32 { PART as u32 } else { left };
-        part::<PART>(ctx, sock, segment, offset, take, false);
+        part::<PART>(ctx, sock, passing, offset, take, false);
         offset += PART as u32;
     }
     if offset < segment.len {
-        part::<GLIMPSE>(ctx, sock, segment, offset, segment.len - offset, true);
+        part::<GLIMPSE>(ctx, sock, passing, offset, segment.len - offset, true);
     }
 }
 
 /// An event of `len` bytes from `offset` on, of which up to `N` are captured and, with `tail`, the last ones.
 #[inline(always)]
-fn part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment, offset: u32, len: u32, tail: bool) {
+fn part<const N: usize>(
+    ctx: &SkBuffContext,
+    sock: &HttpSock,
+    passing: &Passing<'_>,
+    offset: u32,
+    len: u32,
+    tail: bool,
+) {
+    let segment = passing.segment;
     let Some(mut entry) = EVENTS.reserve::<Data<N>>(0) else {
         return count(stat::RING_FULL, 1);
     };
@@ -233,7 +251,7 @@ fn part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment,
     // SAFETY: reserved memory of that size.
     unsafe {
         let taken = load::<N>(ctx, segment.at + offset, len, (&raw mut (*event).bytes).cast());
-        (*event).head = data_head(sock, segment, offset, len, taken);
+        (*event).head = data_head(sock, passing, offset, len, taken);
         if tail && len - taken >= TAIL as u32 {
             load_tail(ctx, segment.at + offset + len - TAIL as u32, &raw mut (*event).head);
         }
@@ -242,10 +260,10 @@ fn part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, segment: &Segment,
 }
 
 #[inline(always)]
-fn data_head(sock: &HttpSock, segment: &Segment, offset: u32, len: u32, captured: u32) -> DataHead {
+fn data_head(sock: &HttpSock, passing: &Passing<'_>, offset: u32, len: u32, captured: u32) -> DataHead {
+    let segment = passing.segment;
     DataHead {
-        // The time at which the segment was first looked at: the same for all of its events.
-        head: head(event::DATA, sock.cookie, sock.last_ns),
+        head: head(event::DATA, sock.cookie, passing.now),
         seq: segment.seq.wrapping_add(offset),
         len,
         captured,
@@ -262,12 +280,13 @@ fn data_head(sock: &HttpSock, segment: &Segment, offset: u32, len: u32, captured
 /// # Safety
 /// `to` is writable for `N` bytes.
 #[inline(always)]
-unsafe fn load<const N: usize>(ctx: &SkBuffContext, at: u32, len: u32, to: *mut u8) -> u32 {
-    let size = core::hint::black_box(if len > N as u32 { N as u32 } else { len });
-    // The verifier of older kernels follows this form only.
-    if size - 1 >= N as u32 {
+pub(crate) unsafe fn load<const N: usize>(ctx: &SkBuffContext, at: u32, len: u32, to: *mut u8) -> u32 {
+    // In a form that the verifiers of all kernels can follow.
+    let but_one = core::hint::black_box(if len > N as u32 { N as u32 } else { len }.wrapping_sub(1));
+    if but_one >= N as u32 {
         return 0;
     }
+    let size = but_one + 1;
     // SAFETY: as demanded of the caller; size is no more than N.
     let failed = unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr().cast(), at, to.cast(), size) };
     if failed < 0 { 0 } else { size }

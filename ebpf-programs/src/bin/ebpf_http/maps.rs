@@ -55,7 +55,15 @@ pub(crate) fn config() -> Option<&'static HttpConfig> {
 #[inline(always)]
 pub(crate) fn known(sk: *mut bpf_sock) -> *mut HttpSock {
     // SAFETY: `sk` is a full socket, as the helper demands.
-    unsafe { bpf_sk_storage_get((&raw const SOCKS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }.cast()
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const SOCKS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+    }
+    .cast()
 }
 
 /// Room for what is to be known of a socket, which has `first` in it if it is new; null if there is none.

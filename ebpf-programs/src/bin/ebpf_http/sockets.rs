@@ -7,7 +7,9 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use ebpf_common::{
-    http::{EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way},
+    http::{
+        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way,
+    },
     net::{Tuple, policy},
 };
 use ebpf_programs::{
@@ -72,10 +74,11 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
     if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
         return;
     }
-    if !announce(ctx, sock, segment, verdict, config) {
+    let now = now();
+    if !announce(ctx, sock, segment, verdict, now, config) {
         return;
     }
-    capture::bytes(ctx, sock, segment, verdict, config);
+    capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
     if segment.fin || segment.reset {
         capture::ended(sock, segment);
     }
@@ -165,16 +168,8 @@ fn what_begins(ctx: &SkBuffContext, segment: &Segment) -> u8 {
     } else {
         segment.len
     };
-    // The verifier of older kernels follows this form only.
-    let size = core::hint::black_box(len);
-    if size - 1 >= LOOK as u32 {
-        return verdict::OTHER;
-    }
-    // SAFETY: the buffer has LOOK bytes, and size is no more.
-    let failed = unsafe {
-        generated::bpf_skb_load_bytes(ctx.as_ptr().cast(), segment.at, first.as_mut_ptr().cast(), size)
-    };
-    if failed < 0 {
+    // SAFETY: the buffer has LOOK bytes.
+    if unsafe { capture::load::<LOOK>(ctx, segment.at, len, first.as_mut_ptr()) } == 0 {
         return verdict::OTHER;
     }
     classify(&first, len)
@@ -223,8 +218,14 @@ fn find_out(sock: &mut HttpSock, segment: &Segment, verdict: u8) -> bool {
 
 /// Tells user space of the socket and of who sends on it; false if it is not reported.
 #[inline(always)]
-fn announce(ctx: &SkBuffContext, sock: &mut HttpSock, segment: &Segment, verdict: u8, config: &HttpConfig) -> bool {
-    let now = now();
+fn announce(
+    ctx: &SkBuffContext,
+    sock: &mut HttpSock,
+    segment: &Segment,
+    verdict: u8,
+    now: u64,
+    config: &HttpConfig,
+) -> bool {
     let pause = now.wrapping_sub(sock.last_ns) > PAUSE_NS;
     sock.last_ns = now;
     let asks = sock.generation != config.generation;

@@ -152,7 +152,14 @@ impl Beside for DnsCapture {
             // No process is told: what is in no pod's cgroup or network is another node's, where nodes share the kernel.
             let sharing = if shared { Sharing::Unknown } else { Sharing::Not };
             let map = object.policy()?;
-            let (keeps, told) = Keeper::start(map, cluster.names, cluster.spec, sharing, PolicyMetrics::default());
+            let (keeps, told) = Keeper::start(
+                map,
+                cluster.names,
+                cluster.spec,
+                sharing,
+                bits::NETFLOW,
+                PolicyMetrics::default(),
+            );
             keeper = Some(AbortOnDropHandle::new(tokio::spawn(keeps.run())));
             switches = Some(told);
         }

@@ -46,7 +46,7 @@ impl Policy {
     ) -> anyhow::Result<Self> {
         let InCluster { names, spec } = cluster;
         let map = object.map("POLICY")?.try_clone_to_owned()?;
-        let (keeper, mut told) = Keeper::start(map, names.clone(), spec, sharing, metrics.clone());
+        let (keeper, mut told) = Keeper::start(map, names.clone(), spec, sharing, policy::NETFLOW, metrics.clone());
         let now = told.borrow_and_update().clone();
         Ok(Self {
             names,

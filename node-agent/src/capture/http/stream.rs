@@ -53,7 +53,13 @@ impl Stream {
 
     /// Takes a segment, and gives what can be given. With `in_order`, what is missing before it was lost. Gives the number of
     /// bytes that were.
-    pub(super) fn push(&mut self, time_ns: u64, data: &Data<'_>, in_order: bool, give: &mut dyn FnMut(Part<'_>)) -> u64 {
+    pub(super) fn push(
+        &mut self,
+        time_ns: u64,
+        data: &Data<'_>,
+        in_order: bool,
+        give: &mut dyn FnMut(Part<'_>),
+    ) -> u64 {
         let mut lost = 0;
         if ahead(data.seq, self.next) > 0 {
             if !in_order {
@@ -116,7 +122,11 @@ impl Stream {
     }
 
     fn take_waiting(&mut self, give: &mut dyn FnMut(Part<'_>)) {
-        while self.waiting.first().is_some_and(|first| ahead(first.seq, self.next) <= 0) {
+        while self
+            .waiting
+            .first()
+            .is_some_and(|first| ahead(first.seq, self.next) <= 0)
+        {
             let Waiting {
                 seq,
                 len,
@@ -146,15 +156,7 @@ impl Stream {
     }
 
     /// Gives a segment that begins at the next byte or before it.
-    fn take(
-        &mut self,
-        time_ns: u64,
-        seq: u32,
-        len: u32,
-        captured: &[u8],
-        tail: &[u8],
-        give: &mut dyn FnMut(Part<'_>),
-    ) {
+    fn take(&mut self, time_ns: u64, seq: u32, len: u32, captured: &[u8], tail: &[u8], give: &mut dyn FnMut(Part<'_>)) {
         let seen = usize::try_from(ahead(self.next, seq)).unwrap_or(0);
         let all = usize::try_from(len).unwrap_or(usize::MAX);
         if seen >= all {
