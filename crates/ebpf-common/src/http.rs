@@ -190,7 +190,10 @@ pub struct HttpSock {
     /// Process of `task`.
     pub pid: u32,
     /// Segments that did not tell what is spoken.
-    pub looks: u32,
+    pub looks: u16,
+    /// What begins with the segment at hand, by [`way`]. A value that was in memory is one for the verifier, which need not
+    /// follow each way to it.
+    pub begins: [u8; 2],
     /// See [`HttpConfig::generation`].
     pub generation: u32,
     /// [`state`].

@@ -25,7 +25,7 @@ pub(crate) const HEAD_MAX: u32 = 16 * 1024;
 /// Bytes of a head that most events have room for.
 const SMALL: usize = 256;
 /// And larger ones.
-const LARGE: usize = 1024;
+const LARGE: usize = 768;
 /// Bytes captured of a segment that begins nothing.
 const GLIMPSE: usize = 32;
 /// Bytes behind a head that are captured with it: the size of the first chunk, and the next message's first word.
@@ -50,52 +50,44 @@ pub(crate) struct Passing<'a> {
 #[inline(always)]
 pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<'_>, verdict: u8, config: &HttpConfig) {
     let segment = passing.segment;
-    if sock.state == state::HTTP2 || sock.eager != 0 {
-        if is_given_up(sock) {
-            return;
-        }
-        return all(ctx, sock, passing, config);
-    }
-    let egress = segment.way == way::EGRESS;
     let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE;
-    if begins {
-        set_open(sock, egress, HEAD_MAX);
-    }
-    let open = if egress { sock.head[0] } else { sock.head[1] };
-    if open == 0 {
-        if !is_given_up(sock) {
-            part::<GLIMPSE>(ctx, sock, passing, 0, segment.len, true);
-        }
+    let everything = sock.state == state::HTTP2 || sock.eager != 0;
+    if (everything || !begins) && is_given_up(sock) {
         return;
     }
-    let large = if egress { sock.large[0] } else { sock.large[1] };
-    let mut found = Found::Further;
-    if large == 0 {
-        found = head_part::<SMALL>(ctx, sock, passing, verdict);
-        if let Found::Further = found {
-            if egress {
-                sock.large[0] = 1;
-            } else {
-                sock.large[1] = 1;
+    if !everything {
+        let egress = segment.way == way::EGRESS;
+        if begins {
+            set_open(sock, egress, HEAD_MAX);
+        }
+        let open = if egress { sock.head[0] } else { sock.head[1] };
+        if open == 0 {
+            return part::<GLIMPSE>(ctx, sock, passing, 0, segment.len, true);
+        }
+        let large = if egress { sock.large[0] } else { sock.large[1] };
+        let mut found = Found::Further;
+        if large == 0 {
+            found = head_part::<SMALL>(ctx, sock, passing, verdict);
+            if let Found::Further = found {
+                if egress {
+                    sock.large[0] = 1;
+                } else {
+                    sock.large[1] = 1;
+                }
             }
         }
-    }
-    if let Found::Further = found {
-        found = head_part::<LARGE>(ctx, sock, passing, verdict);
-    }
-    match found {
-        Found::End => set_open(sock, egress, 0),
-        // It goes on in the next segment.
-        Found::Goes => set_open(sock, egress, open.saturating_sub(segment.len)),
-        Found::Further => {
-            set_open(sock, egress, open.saturating_sub(segment.len));
-            all(ctx, sock, passing, config);
+        if let Found::Further = found {
+            found = head_part::<LARGE>(ctx, sock, passing, verdict);
         }
-        Found::Several => {
-            sock.eager = 1;
-            all(ctx, sock, passing, config);
+        match found {
+            Found::End => return set_open(sock, egress, 0),
+            // It goes on in the next segment.
+            Found::Goes => return set_open(sock, egress, open.saturating_sub(segment.len)),
+            Found::Further => set_open(sock, egress, open.saturating_sub(segment.len)),
+            Found::Several => sock.eager = 1,
         }
     }
+    all(ctx, sock, passing, config);
 }
 
 /// The stream has ended with this segment.
@@ -171,8 +163,11 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Pas
     // SAFETY: reserved memory of that size.
     unsafe {
         let room = &raw mut (*event).bytes;
-        let taken = load::<N>(ctx, segment.at, segment.len, room.cast());
-        let end = head_end::<N>(room, taken);
+        // Written and read again: for the verifier these are two unknown numbers, wherever the search ended.
+        let (size, place) = (&raw mut (*event).head.len, &raw mut (*event).head.captured);
+        size.write_volatile(load::<N>(ctx, segment.at, segment.len, room.cast()));
+        place.write_volatile(head_end::<N>(room, size.read_volatile()));
+        let (taken, end) = (size.read_volatile(), place.read_volatile());
         let found = if end != 0 && end <= taken {
             let rest = segment.len - end;
             if is_request(sock, segment) && rest != 0 && !has_body(room.cast(), verdict) {

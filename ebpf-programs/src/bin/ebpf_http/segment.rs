@@ -1,5 +1,7 @@
 //! TCP segments at the socket: which bytes of which stream they are.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{EbpfContext as _, bindings::bpf_sock, helpers::generated, macros::cgroup_skb, programs::SkBuffContext};
 use ebpf_common::http::way;
 use ebpf_programs::net::state;
@@ -12,6 +14,7 @@ const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 
 /// A segment with bytes in it, or with the end of its stream.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     /// [`way`] it goes.
@@ -43,6 +46,21 @@ impl Segment {
             at: 0,
             l4: 0,
             v6: false,
+        }
+    }
+
+    /// The same, by way of the kernel: for the verifier its numbers are unknown ones, so that it need not follow each way
+    /// to them.
+    #[inline(always)]
+    pub(crate) fn again(&self) -> Self {
+        let mut again = MaybeUninit::<Self>::uninit();
+        // SAFETY: copies one value to another of the same type.
+        unsafe {
+            let (to, from) = (again.as_mut_ptr().cast(), core::ptr::from_ref(self).cast());
+            if generated::bpf_probe_read_kernel(to, size_of::<Self>() as u32, from) < 0 {
+                return Self::none(self.way);
+            }
+            again.assume_init()
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Segments of a connection older than the agent that may not tell what is spoken: parts of long bodies.
-const LOOKS: u32 = 256;
+const LOOKS: u16 = 256;
 /// User space may forget a socket that says nothing for longer.
 const PAUSE_NS: u64 = 60 * 1_000_000_000;
 /// Sequence numbers further apart than this are of no use.
@@ -70,7 +70,12 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
     if !is_new(sk, sock, segment) {
         return;
     }
-    let verdict = what_begins(ctx, segment);
+    let begins = &raw mut sock.begins[(segment.way & 1) as usize];
+    // SAFETY: a field of a live map value, written and read as it says there.
+    let verdict = unsafe {
+        begins.write_volatile(what_begins(ctx, segment));
+        begins.read_volatile()
+    };
     if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
         return;
     }
@@ -78,6 +83,8 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
     if !announce(ctx, sock, segment, verdict, now, config) {
         return;
     }
+    let segment = segment.again();
+    let segment = &segment;
     capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
     if segment.fin || segment.reset {
         capture::ended(sock, segment);
@@ -112,6 +119,7 @@ fn first_seen(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) -> *mut
         head: [0; 2],
         pid: 0,
         looks: 0,
+        begins: [0; 2],
         generation: 0,
         state: state::UNKNOWN,
         role: role::UNKNOWN,
