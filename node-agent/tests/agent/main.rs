@@ -20,6 +20,8 @@ mod degrade;
 mod dns;
 mod dns_net;
 mod forks;
+mod http;
+mod http_net;
 mod lifecycle;
 mod live;
 mod load;

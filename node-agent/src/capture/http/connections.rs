@@ -127,7 +127,8 @@ impl Connections {
 
     fn data(&mut self, event: &Event<'_>, data: &Data<'_>, rows: &mut Rows) {
         let Some(connection) = self.open.get_mut(&event.cookie) else {
-            self.counts.strays += 1;
+            // Ends come after the end.
+            self.counts.strays += u64::from(data.len > 0);
             return;
         };
         connection.last_ns = event.time_ns;

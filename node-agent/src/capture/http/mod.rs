@@ -292,6 +292,10 @@ impl HttpCapture {
                 None => unknown += 1,
             }
         }
+        match self.object.stats() {
+            Ok(stats) => self.events.update(&stats, &self.metrics),
+            Err(error) => self.health.set_degraded(format!("{error:#}")),
+        }
         self.events.arrived(arrived);
         self.events.unknown(unknown);
         self.connections.look_at_waiting(monotonic_ns(), &mut self.rows);
@@ -315,10 +319,6 @@ impl HttpCapture {
         self.follow_nat();
         self.metrics
             .connections(self.connections.len(), &self.connections.take_counts());
-        match self.object.stats() {
-            Ok(stats) => self.events.update(&stats, &self.metrics),
-            Err(error) => self.health.set_degraded(format!("{error:#}")),
-        }
     }
 
     /// Takes over what was switched on or off since the last call.
