@@ -211,21 +211,22 @@ fn tell(ctx: &SkBuffContext, way: u8, headers: &mut Headers, config: &DnsConfig)
         seq,
         tuple: headers.tuple,
     };
-    if headers.protocol == UDP {
-        // A message is one packet, and what matters of it is at its beginning.
+    // A datagram is one message, and what matters of it is at its beginning.
+    if headers.protocol == UDP || length <= LARGE as u32 {
         send(ctx, &head, payload, config);
         return;
     }
-    // The last piece stands for all that is left.
     let mut done = 0;
     for piece in 1..=PIECES_MAX {
         let left = length - done;
+        // The last piece stands for all that is left.
         head.length = if piece < PIECES_MAX && left > LARGE as u32 {
             LARGE as u32
         } else {
             left
         };
-        send(ctx, &head, payload + done, config);
+        count(stat::ENTERED);
+        send_in::<LARGE>(ctx, &head, payload + done, config);
         done += head.length;
         if done >= length {
             return;
