@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use records::Direction;
+use serde_json::{Value, json};
 use testkit::traffic::netns::Side;
 
 use crate::{
-    dns_net::{A, AAAA, DNSMASQ, DnsNet, Group, Outcome, PORT, SERVER, ask, ask_tcp},
+    dns_net::{A, AAAA, DNSMASQ, DnsNet, Group, Outcome, PORT, SERVER, ask, ask_tcp, serve_here},
+    live::{Api, Far, spec},
     process::{Agent, Rights, directory, doctor},
 };
 
@@ -281,4 +283,72 @@ fn without_ports_or_programs_there_is_no_dnsflow() {
     fs::write(file.path(), "[[inputs.ebpf]]\ndns_ports = []\n").unwrap();
     let (none, _) = feature(&[&format!("--config={}", file.path().display())]);
     assert!(none.is_empty(), "{none:?}");
+}
+
+/// Look-ups on the loopback interface, while the object switches what is in no pod off and on.
+#[test]
+#[ignore = "native: needs root"]
+fn what_is_switched_off_is_not_reported() {
+    let directory = directory();
+    let server = serve_here();
+    let on = |enabled: bool| {
+        let net = json!({ "enabled": enabled, "loopback": true, "l7": [], "dnsPorts": [server.port()] });
+        // Somewhere it is always on, so that the agent goes on running it.
+        let elsewhere =
+            json!([{ "match": { "names": ["elsewhere"] }, "plugins": { "ebpf-net": { "enabled": true } } }]);
+        spec(
+            "a",
+            "1s",
+            &json!({ "plugins": { "ebpf-net": net }, "namespaces": elsewhere }),
+        )
+    };
+    let far = Far::start();
+    let api = Api::fake(&far.runtime, &on(true));
+    let aggregator = format!("--aggregator=http://{}", far.address);
+    let agent = Agent::follow(directory.path(), &api.kubeconfig(directory.path()), &[&aggregator]);
+    agent.wait_until("it is ready", |agent| {
+        agent.page("/readyz").is_some_and(|(status, _)| status == 200)
+    });
+    let asks = |count: u16| {
+        for id in 0..count {
+            ask(server, true, id, "fast.example", A, &[LONG]).unwrap();
+        }
+    };
+    let told = |direction| -> u64 {
+        let rows = far.lookups().into_iter().filter(|row| row.flow.direction == direction);
+        rows.map(|row| row.count).sum()
+    };
+    let both = || (told(Direction::Outgoing), told(Direction::Incoming));
+    let skipped = |agent: &Agent| {
+        let ledger = agent.ledger();
+        let counts = ledger.get("capture.dns").map(|counts| counts.skipped.clone());
+        counts.unwrap_or_default().get("switched_off").copied().unwrap_or(0)
+    };
+    asks(20);
+    agent.wait_until("look-ups are told", |_| both() == (20, 20));
+    api.change(2, &on(false));
+    agent.wait_until("they are not any more", |agent| {
+        asks(1);
+        std::thread::sleep(Duration::from_millis(500));
+        skipped(agent) > 0
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let (before, already) = (both(), skipped(&agent));
+    asks(20);
+    // Queries and answers, at both ends.
+    agent.wait_until("all of them are left out", |agent| skipped(agent) >= already + 80);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((both(), skipped(&agent)), (before, already + 80));
+    api.change(3, &on(true));
+    agent.wait_until("they are told again", |_| {
+        asks(1);
+        std::thread::sleep(Duration::from_millis(500));
+        both().0 > before.0
+    });
+    assert_eq!(
+        agent.log().matches("dnsflow is on").count(),
+        1,
+        "it went on: {}",
+        agent.log()
+    );
 }

@@ -333,6 +333,14 @@ fn answer(query: &[u8], tcp: bool, seen: &Mutex<HashSet<Vec<u8>>>) -> (Duration,
     (Duration::from_millis(delay.parse().unwrap_or(0)), Some(out))
 }
 
+/// The same server on a loopback address.
+pub fn serve_here() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    serve_udp(socket);
+    address
+}
+
 fn serve_udp(socket: UdpSocket) {
     let (socket, seen) = (Arc::new(socket), Arc::new(Mutex::default()));
     thread::spawn(move || {

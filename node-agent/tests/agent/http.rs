@@ -11,7 +11,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use serde_json::Value;
 
 use crate::{
     http_net::{Client, Nginx, Sum, Sums, add, curl, number, rows, rows_at, sums_of, text, wait_for},

@@ -211,21 +211,22 @@ fn tell(ctx: &SkBuffContext, way: u8, headers: &mut Headers, config: &DnsConfig)
         seq,
         tuple: headers.tuple,
     };
-    if headers.protocol == UDP {
-        // A message is one packet, and what matters of it is at its beginning.
+    // A datagram is one message, and what matters of it is at its beginning.
+    if headers.protocol == UDP || length <= LARGE as u32 {
         send(ctx, &head, payload, config);
         return;
     }
-    // The last piece stands for all that is left.
     let mut done = 0;
     for piece in 1..=PIECES_MAX {
         let left = length - done;
+        // The last piece stands for all that is left.
         head.length = if piece < PIECES_MAX && left > LARGE as u32 {
             LARGE as u32
         } else {
             left
         };
-        send(ctx, &head, payload + done, config);
+        count(stat::ENTERED);
+        send_in::<LARGE>(ctx, &head, payload + done, config);
         done += head.length;
         if done >= length {
             return;
@@ -287,12 +288,13 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, head: &PacketHead, at: u32, conf
     };
     let event = entry.as_mut_ptr();
     let wanted = if head.length < N as u32 { head.length } else { N as u32 };
-    // The test is written as kernels up to 6.1 follow it.
-    let captured = core::hint::black_box(wanted);
-    if captured.wrapping_sub(1) < N as u32 {
+    // One less than is wanted is tested, so that every kernel sees that it is neither nothing nor too much.
+    let less = core::hint::black_box((wanted as u64).wrapping_sub(1));
+    if less < N as u64 {
         // SAFETY: reserved memory with room for N bytes, and no more than that are written.
-        let failed =
-            unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr(), at, (&raw mut (*event).bytes).cast(), captured) };
+        let failed = unsafe {
+            generated::bpf_skb_load_bytes(ctx.as_ptr(), at, (&raw mut (*event).bytes).cast(), (less + 1) as u32)
+        };
         if failed != 0 {
             entry.discard(0);
             count(stat::LOST_UNREADABLE);
@@ -302,7 +304,7 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, head: &PacketHead, at: u32, conf
     // SAFETY: reserved memory of this type; the head is written whole.
     unsafe {
         (*event).head = *head;
-        (*event).head.captured = captured as u16;
+        (*event).head.captured = wanted as u16;
     }
     let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
         BPF_RB_FORCE_WAKEUP as u64

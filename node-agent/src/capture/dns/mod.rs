@@ -54,6 +54,8 @@ use crate::{
 
 /// Longest time a packet waits in the ring below its wake-up mark.
 const POLL: Duration = Duration::from_millis(100);
+/// Time given to more packets to come once there is one, so that many are taken at a time.
+const GATHER: Duration = Duration::from_millis(20);
 /// Time given to the uplink to make room at the last end.
 const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 /// Rows handed on in one batch.
@@ -279,7 +281,9 @@ impl DnsCapture {
         };
         let timeout = i32::try_from(POLL.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: one valid pollfd.
-        unsafe { libc::poll(&raw mut poll, 1, timeout) };
+        if unsafe { libc::poll(&raw mut poll, 1, timeout) } > 0 {
+            std::thread::sleep(GATHER);
+        }
     }
 
     /// Takes all packets that passed by now, and tells the look-ups that are over.
