@@ -35,6 +35,15 @@ fn total(sums: &Sums) -> u64 {
     sums.values().map(|sum| sum.count).sum()
 }
 
+/// What the agent says of itself.
+fn metrics(agent: &Agent) -> String {
+    let all = agent.metrics();
+    let lines = all
+        .lines()
+        .filter(|line| line.contains("httpflow") && !line.starts_with('#'));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// Files of these sizes below `www`.
 fn files(directory: &std::path::Path, sizes: &[(&str, u64)]) {
     let www = directory.join("www");
@@ -56,7 +65,8 @@ fn rows_are_what_the_access_log_says() {
     let nginx = Nginx::start(path);
     let agent = Agent::start(Rights::Own, path, &["--ephemeral-port=10001"]);
     let port = nginx.port;
-    let mut clients = Sums::new();
+    let (mut clients, mut sent) = (Sums::new(), Sums::new());
+    let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
     for host in ["127.0.0.1", "[::1]"] {
         let url = |path: &str| format!("http://{host}:{port}{path}");
         for (method, path, status) in [
@@ -80,19 +90,20 @@ fn rows_are_what_the_access_log_says() {
         // A body in chunks, and one that is sent.
         curl(&["--compressed", &url("/zip/page")]);
         let upload = path.join("www/page").display().to_string();
-        curl(&[
-            "-X",
-            "POST",
-            "-H",
-            "Expect:",
-            "--data-binary",
-            &format!("@{upload}"),
-            &url("/put"),
-        ]);
-        curl(&["-H", "Expect: 100-continue", "-T", &upload, &url("/put/there")]);
+        let curled = curl(&["-H", "Expect: 100-continue", "-T", &upload, &url("/put/waits")]);
+        let asked = ("PUT".to_owned(), "/put/waits".to_owned(), 201);
+        add(&mut sent, asked, curled.request, 0);
+        for (method, size) in [("POST", 10), ("PUT", 70_000), ("PATCH", 300_000)] {
+            let mut request = format!("{method} /put HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n");
+            request.extend(std::iter::repeat_n('x', size));
+            let mut client = Client::connect(if host == "[::1]" { v6 } else { nginx.address() });
+            client.send(request.as_bytes());
+            client.response(false);
+            add(&mut sent, (method.to_owned(), "/put".to_owned(), 201), request.len(), 0);
+        }
     }
     // One connection for many, of both families, and 1,000 requests ahead of their responses.
-    for to in [nginx.address(), SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))] {
+    for to in [nginx.address(), v6] {
         let mut client = Client::connect(to);
         for n in 0..300 {
             let path = ["/small", "/page", "/empty?x=1", "/no", "/teapot"][n % 5];
@@ -102,14 +113,14 @@ fn rows_are_what_the_access_log_says() {
         for n in 0..1000 {
             let request = format!(
                 "GET /{} HTTP/1.1\r\nHost: test\r\n\r\n",
-                ["small", "page", "gone"][n % 3]
+                ["small", "empty", "gone"][n % 3]
             );
             all.extend_from_slice(request.as_bytes());
         }
         let mut writer = client.writer();
         let sender = thread::spawn(move || writer.write_all(&all).unwrap());
         for n in 0..1000 {
-            let name = ["small", "page", "gone"][n % 3];
+            let name = ["small", "empty", "gone"][n % 3];
             let (status, bytes) = client.response(false);
             let request = format!("GET /{name} HTTP/1.1\r\nHost: test\r\n\r\n").len();
             add(
@@ -121,16 +132,22 @@ fn rows_are_what_the_access_log_says() {
         }
         sender.join().unwrap();
     }
-    let truth = nginx.truth();
+    let mut truth = nginx.truth();
+    // nginx does not count bodies that it does not keep.
+    for (asked, sum) in &sent {
+        truth.get_mut(asked).unwrap().requests = sum.requests;
+    }
     // What is idle is reported within an interval.
     wait_for("all exchanges are in rows", || {
         let rows = rows(path);
         let seen = |direction| total(&sums_of(&rows_at(&rows, direction, &[port])));
         seen("incoming") >= total(&truth) && seen("outgoing") >= total(&truth)
     });
+    let metrics = metrics(&agent);
     agent.stop();
     let rows = rows(path);
     let (served, asked) = (rows_at(&rows, "incoming", &[port]), rows_at(&rows, "outgoing", &[port]));
+    println!("{metrics}");
     same("servers", &sums_of(&served), &truth);
     same("clients", &sums_of(&asked), &truth);
     for (asked, sum) in &clients {
@@ -252,12 +269,7 @@ fn options_bound_paths_and_series() {
     let agent = Agent::start(
         Rights::Own,
         path,
-        &[
-            "--interval=30s",
-            "--http-keep-query",
-            "--http-path-limit=32",
-            "--http-series-max=100",
-        ],
+        &["--http-keep-query", "--http-path-limit=32", "--http-series-max=100"],
     );
     let mut client = Client::connect(nginx.address());
     let mut sent = Sums::new();
@@ -276,13 +288,19 @@ fn options_bound_paths_and_series() {
         let named = |path: &str| rows.iter().filter(|row| text(row, "path") == path).count();
         assert_eq!(rows.iter().map(|row| number(row, "count")).sum::<u64>(), 504);
         assert_eq!(named("/a?b=c"), 1, "{rows:?}");
-        let cut = rows.iter().find(|row| text(row, "path") == &long[..32]).unwrap();
-        assert_eq!((number(cut, "count"), &cut["truncated"]), (2, &Value::Bool(true)));
+        let cut = || rows.iter().filter(|row| text(row, "path") == &long[..32]);
+        assert_eq!(cut().map(|row| number(row, "count")).sum::<u64>(), 2);
+        assert!(cut().all(|row| row["truncated"] == true));
         let whole = rows.iter().find(|row| text(row, "path") == &long[..31]).unwrap();
         assert_eq!(whole["truncated"], false);
-        assert_eq!(named("other"), 1);
+        assert!(named("other") > 0);
     }
-    assert!(rows.len() <= 102, "{}", rows.len());
+    // Of one flush.
+    let mut flushes: BTreeMap<u64, usize> = BTreeMap::new();
+    for row in &rows {
+        *flushes.entry(number(row, "time") / 1_000_000).or_default() += 1;
+    }
+    assert!(flushes.values().all(|rows| *rows <= 110), "{flushes:?}");
 }
 
 #[test]
@@ -306,12 +324,13 @@ fn refusing_its_programs_costs_no_other_feature() {
 #[ignore = "native: needs root"]
 fn all_exchanges_at_full_speed_are_counted() {
     const CLIENTS: usize = 4;
-    const EACH: usize = 25_000;
+    const EACH: usize = 10_000;
     let directory = directory();
     let path = directory.path();
     files(path, &[("small", 1024)]);
     let nginx = Nginx::start(path);
-    let agent = Agent::start(Rights::Own, path, &[]);
+    // Room for all of it, so that it does not matter how fast this build of the agent is.
+    let agent = Agent::start(Rights::Own, path, &["--ring-buffer-size=128MiB"]);
     let started = Instant::now();
     let threads: Vec<_> = (0..CLIENTS)
         .map(|_| {
@@ -337,15 +356,7 @@ fn all_exchanges_at_full_speed_are_counted() {
     let took = started.elapsed();
     println!("{:.0} exchanges/s", (CLIENTS * EACH) as f64 / took.as_secs_f64());
     thread::sleep(Duration::from_secs(2));
-    println!(
-        "{}",
-        agent
-            .metrics()
-            .lines()
-            .filter(|line| line.contains("httpflow") && !line.starts_with('#'))
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
+    println!("{}", metrics(&agent));
     agent.stop();
     let rows = rows(path);
     for direction in ["incoming", "outgoing"] {

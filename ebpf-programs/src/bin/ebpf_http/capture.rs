@@ -26,6 +26,8 @@ pub(crate) const HEAD_MAX: u32 = 16 * 1024;
 const SMALL: usize = 256;
 /// And larger ones.
 const LARGE: usize = 768;
+/// And a whole segment as it is on most links.
+const SEGMENT: usize = 1536;
 /// Bytes captured of a segment that begins nothing.
 const GLIMPSE: usize = 32;
 /// Bytes behind a head that are captured with it: the size of the first chunk, and the next message's first word.
@@ -207,6 +209,9 @@ fn all(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, config: &Htt
     }
     if segment.len <= LARGE as u32 {
         return part::<LARGE>(ctx, sock, passing, 0, segment.len, false);
+    }
+    if segment.len <= SEGMENT as u32 {
+        return part::<SEGMENT>(ctx, sock, passing, 0, segment.len, false);
     }
     let parts = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.busy_bytes as u64 {
         1

@@ -141,7 +141,7 @@ impl Beside for HttpCapture {
                 ..NetConfig::default()
             },
             generation: 1,
-            busy_bytes: config.load.ring_buffer_size / 2,
+            busy_bytes: config.load.ring_buffer_size / 4 * 3,
         };
         let mut capabilities = Capabilities::default();
         let mut object = http::load(&config.load, kernel)?;
