@@ -239,7 +239,6 @@ impl HttpObject {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     #[test]
     fn the_kernel_side_tells_protocols_as_the_agent_does() {
