@@ -105,17 +105,13 @@ pub(crate) fn mark(sock: &HttpSock, segment: &Segment, flags: u8) {
     let Some(mut entry) = EVENTS.reserve::<DataHead>(0) else {
         return count(stat::RING_FULL, 1);
     };
-    entry.write(DataHead {
-        head: head(event::DATA, sock.cookie, now()),
-        seq: segment.seq.wrapping_add(segment.len),
-        len: 0,
-        captured: 0,
-        way: segment.way,
-        flags,
-        tail: 0,
-        _pad: 0,
-        end: [0; TAIL],
-    });
+    let passing = Passing { segment, now: now() };
+    // SAFETY: reserved memory of that size.
+    unsafe {
+        let event = entry.as_mut_ptr();
+        write_head(event, sock, &passing, segment.len, 0, 0);
+        (*event).flags = flags;
+    }
     hand_on(entry);
 }
 
@@ -191,7 +187,7 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Pas
             entry.discard(BPF_RB_NO_WAKEUP as u64);
             return found;
         }
-        (*event).head = data_head(sock, passing, 0, segment.len, captured);
+        write_head(&raw mut (*event).head, sock, passing, 0, segment.len, captured);
         if segment.len - captured >= TAIL as u32 {
             load_tail(ctx, segment.at + segment.len - TAIL as u32, &raw mut (*event).head);
         }
@@ -251,7 +247,7 @@ fn part<const N: usize>(
     // SAFETY: reserved memory of that size.
     unsafe {
         let taken = load::<N>(ctx, segment.at + offset, len, (&raw mut (*event).bytes).cast());
-        (*event).head = data_head(sock, passing, offset, len, taken);
+        write_head(&raw mut (*event).head, sock, passing, offset, len, taken);
         if tail && len - taken >= TAIL as u32 {
             load_tail(ctx, segment.at + offset + len - TAIL as u32, &raw mut (*event).head);
         }
@@ -259,19 +255,31 @@ fn part<const N: usize>(
     hand_on(entry);
 }
 
+/// Writes the head of an event, member by member to spare the stack.
+///
+/// # Safety
+/// `event` is writable.
 #[inline(always)]
-fn data_head(sock: &HttpSock, passing: &Passing<'_>, offset: u32, len: u32, captured: u32) -> DataHead {
+unsafe fn write_head(
+    event: *mut DataHead,
+    sock: &HttpSock,
+    passing: &Passing<'_>,
+    offset: u32,
+    len: u32,
+    captured: u32,
+) {
     let segment = passing.segment;
-    DataHead {
-        head: head(event::DATA, sock.cookie, passing.now),
-        seq: segment.seq.wrapping_add(offset),
-        len,
-        captured,
-        way: segment.way,
-        flags: 0,
-        tail: 0,
-        _pad: 0,
-        end: [0; TAIL],
+    // SAFETY: as demanded of the caller.
+    unsafe {
+        (*event).head = head(event::DATA, sock.cookie, passing.now);
+        (*event).seq = segment.seq.wrapping_add(offset);
+        (*event).len = len;
+        (*event).captured = captured;
+        (*event).way = segment.way;
+        (*event).flags = 0;
+        (*event).tail = 0;
+        (*event)._pad = 0;
+        (*event).end = [0; TAIL];
     }
 }
 

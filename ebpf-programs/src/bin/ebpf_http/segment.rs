@@ -67,6 +67,7 @@ impl Segment {
 
 /// Packets that leave sockets in the cgroup and below; mostly in the sending process's context.
 #[cgroup_skb]
+#[inline(always)]
 pub(crate) fn http_egress(ctx: SkBuffContext) -> i32 {
     look(&ctx, way::EGRESS);
     ALLOW
@@ -74,6 +75,7 @@ pub(crate) fn http_egress(ctx: SkBuffContext) -> i32 {
 
 /// Packets that came to sockets in the cgroup and below; in softirq.
 #[cgroup_skb]
+#[inline(always)]
 pub(crate) fn http_ingress(ctx: SkBuffContext) -> i32 {
     look(&ctx, way::INGRESS);
     ALLOW

@@ -10,7 +10,7 @@ use ebpf_common::{
     http::{
         EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way,
     },
-    net::{Tuple, policy},
+    net::policy,
 };
 use ebpf_programs::{
     http::{LOOK, classify, verdict},
@@ -51,6 +51,7 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
         return;
     }
     let Some(config) = config() else { return };
+    let segment = &segment.again();
     if sock.state == state::OFF {
         if sock.generation == config.generation {
             return;
@@ -83,8 +84,7 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
     if !announce(ctx, sock, segment, verdict, now, config) {
         return;
     }
-    let segment = segment.again();
-    let segment = &segment;
+    let segment = &segment.again();
     capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
     if segment.fin || segment.reset {
         capture::ended(sock, segment);
@@ -281,23 +281,23 @@ fn announce(
     } else if sock.opened == 0 && segment.seq.wrapping_sub(next[1]) as i32 <= 0 {
         next[1] = segment.seq;
     }
-    entry.write(OpenEvent {
-        head: head(event::OPEN, sock.cookie, now),
-        tuple: Tuple {
-            local,
-            remote,
-            local_port,
-            remote_port,
-            netns,
-        },
-        next,
-        pid: process.pid,
-        role: sock.role,
-        fresh: sock.fresh,
-        _pad: [0; 2],
-        comm: process.comm,
-        cgroup: process.cgroup,
-    });
+    let open = entry.as_mut_ptr();
+    // SAFETY: reserved memory of exactly this type, written whole, member by member to spare the stack.
+    unsafe {
+        (*open).head = head(event::OPEN, sock.cookie, now);
+        (*open).tuple.local = local;
+        (*open).tuple.remote = remote;
+        (*open).tuple.local_port = local_port;
+        (*open).tuple.remote_port = remote_port;
+        (*open).tuple.netns = netns;
+        (*open).next = next;
+        (*open).pid = process.pid;
+        (*open).role = sock.role;
+        (*open).fresh = sock.fresh;
+        (*open)._pad = [0; 2];
+        (*open).comm = process.comm;
+        (*open).cgroup = process.cgroup;
+    }
     hand_on(entry);
     sock.opened = 1;
     if sends {
@@ -337,13 +337,15 @@ fn same_owner(ctx: &SkBuffContext, sock: &mut HttpSock, config: &HttpConfig) -> 
         sock.pid = 0;
         return true;
     };
-    entry.write(OwnerEvent {
-        head: head(event::OWNER, sock.cookie, now()),
-        pid: process.pid,
-        _pad: 0,
-        comm: process.comm,
-        cgroup: process.cgroup,
-    });
+    let owner = entry.as_mut_ptr();
+    // SAFETY: reserved memory of exactly this type, written whole.
+    unsafe {
+        (*owner).head = head(event::OWNER, sock.cookie, now());
+        (*owner).pid = process.pid;
+        (*owner)._pad = 0;
+        (*owner).comm = process.comm;
+        (*owner).cgroup = process.cgroup;
+    }
     hand_on(entry);
     true
 }
