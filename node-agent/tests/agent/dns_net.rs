@@ -40,6 +40,9 @@ pub struct DnsNet {
 /// What makes a row: transport, server, name, type, response code.
 pub type Group = (String, SocketAddr, String, u16, i32);
 
+/// A query: transport, client, server, id, name, type.
+type Query = (String, SocketAddr, SocketAddr, String, String, u16);
+
 /// The look-ups of a group.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -202,7 +205,7 @@ const FIELDS: [&str; 15] = [
 /// A packet may hold several messages: then a field has several values.
 fn groups(text: &str) -> BTreeMap<Group, Outcome> {
     // Queries by ends and id: when the first one of them passed, and whether one was answered.
-    let mut asked: BTreeMap<(String, SocketAddr, SocketAddr, String, String, u16), (f64, bool)> = BTreeMap::new();
+    let mut asked: BTreeMap<Query, (f64, bool)> = BTreeMap::new();
     let mut groups: BTreeMap<Group, Outcome> = BTreeMap::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split('|').collect();
