@@ -127,8 +127,11 @@ impl Connections {
 
     fn data(&mut self, event: &Event<'_>, data: &Data<'_>, rows: &mut Rows) {
         let Some(connection) = self.open.get_mut(&event.cookie) else {
-            // Ends come after the end.
-            self.counts.strays += u64::from(data.len > 0);
+            // Ends come after the end. Of anything else the kernel side has not heard, or no longer knows.
+            if data.len > 0 {
+                self.counts.strays += 1;
+                self.quit.push(event.cookie);
+            }
             return;
         };
         connection.last_ns = event.time_ns;
