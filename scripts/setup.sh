@@ -19,7 +19,8 @@ RUSTUP_URL=https://static.rust-lang.org/rustup/dist/x86_64-unknown-linux-gnu/rus
 BUILD_PACKAGES=(build-essential ca-certificates curl pkg-config iproute2)
 TEST_PACKAGES=(
     debian-archive-keyring kmod qemu-system-x86 xz-utils zstd # kernels in QEMU
-    conntrack iptables libcap2-bin tshark util-linux          # native tests
+    conntrack dnsmasq-base iptables libcap2-bin nginx tshark  # native tests
+    python3 util-linux
     docker.io                                                 # the image
     containerd containernetworking-plugins runc               # a local cluster
 )
@@ -93,7 +94,7 @@ missing_programs() {
     if [[ $WHAT == all ]]; then
         # Some are in directories that only root has on PATH.
         local PATH=$PATH:/usr/sbin:/sbin
-        programs+=(conntrack containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
+        programs+=(conntrack dnsmasq nginx python3 containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
     fi
     for program in "${programs[@]}"; do
         have "$program" || { echo "$program" && missing=1; }

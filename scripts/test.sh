@@ -13,7 +13,7 @@ cd "$ROOT" || exit 1
 
 ALL_TIERS=(fmt lint deny unit native vm image chart)
 KERNELS=(5.10 6.1 6.12 7.3)
-VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner} ebpf-bash/{lines,shells})
+VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner,dnsflow,httpflow} ebpf-bash/{lines,shells})
 # Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
 INSTRUCTIONS_MAX=500000
 LOGS=$ROOT/target/test

@@ -6,12 +6,12 @@
 //! ```
 //! Entry: [`run`].
 
-mod bash;
 mod captures;
 mod identity;
 mod live;
 mod options;
 mod sampling;
+mod side;
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::options::{bash_config, capture_config, conntrack_config};
+pub(crate) use self::options::{bash_config, capture_config, conntrack_config, dns_config, http_config};
 use self::{
     captures::Captures,
     live::Live,

@@ -9,11 +9,15 @@ use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{bash_config, capture_config, conntrack_config, one_line},
+    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line},
     capture::{
-        bash::{BASH, BashCapture, BashMetrics},
+        bash::{BASH, BashCapture},
+        beside::{Beside, Surroundings},
         conntrack::{Conntrack, ConntrackMetrics},
+        dns::DnsCapture,
+        domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
+        http::HttpCapture,
     },
     ebpf::{
         capability::{Capabilities, Feature, State},
@@ -56,7 +60,8 @@ struct ProgramLine {
 pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Result<bool> {
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
-    let bash = bash_config(config, &refuse);
+    let (bash, dns) = (bash_config(config, &refuse), dns_config(config, &refuse));
+    let http = http_config(config, &refuse);
     let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
         &Instruments::new(&telemetry),
@@ -70,14 +75,21 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         let found = Conntrack::probe(&settings, ConntrackMetrics::default());
         capabilities.features.extend(found.features);
     }
+    if let Some(settings) = dns {
+        match beside::<DnsCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
+            Err(error) => capabilities.off(DnsCapture::NAME, one_line(&error)),
+        }
+    }
+    if let Some(settings) = http {
+        match beside::<HttpCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
+            Err(error) => capabilities.off(HttpCapture::NAME, one_line(&error)),
+        }
+    }
     if let Some(settings) = bash {
-        match BashCapture::start(&settings, &telemetry, BashMetrics::default(), None) {
-            Ok(capture) => {
-                capabilities
-                    .features
-                    .extend(capture.capabilities().borrow().features.iter().cloned());
-                programs.extend(capture.programs());
-            }
+        match beside::<BashCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
             Err(error) => capabilities.off(BASH, one_line(&error)),
         }
     }
@@ -118,6 +130,26 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         print!("{}", text(&report));
     }
     Ok(works)
+}
+
+/// Starts a capture beside `ebpf-net`, and adds what it can see.
+fn beside<C: Beside>(
+    settings: &C::Config,
+    telemetry: &Telemetry,
+    capabilities: &mut Capabilities,
+) -> anyhow::Result<C> {
+    let (_, nat) = watch::channel(None);
+    let with = Surroundings {
+        metrics: C::metrics(telemetry),
+        telemetry: telemetry.clone(),
+        cluster: None,
+        nat,
+        domains: DomainNames::default(),
+    };
+    let capture = C::start(settings, with)?;
+    let told = capture.capabilities();
+    capabilities.features.extend(told.borrow().features.iter().cloned());
+    Ok(capture)
 }
 
 /// All features, those of plugins that are not built among them.

@@ -66,6 +66,8 @@ pub(crate) const RECORD_KEYS: &[&str] = &[
     "path",
     "pid",
     "process_name",
+    "query_name",
+    "query_type",
     "rcode",
     "resource_type",
     "retransmits",

@@ -67,6 +67,16 @@ pub struct NetConfig {
     pub ephemeral_port: u16,
     /// Report flows of the loopback interface.
     pub loopback: bool,
+    /// Ports that look-ups of DNS are looked for at; none for no `dnsflow`.
+    pub dns_ports: BTreeSet<u16>,
+    /// Tell the names that were looked up.
+    pub dns_names: bool,
+    /// Keep the query strings of HTTP requests.
+    pub http_keep_query: bool,
+    /// Longest path of an HTTP request that is kept, in bytes.
+    pub http_path_limit: u16,
+    /// `httpflow` records of an interval that have paths of their own.
+    pub http_series_max: u32,
 }
 
 /// `ebpf-trace`.
@@ -234,9 +244,7 @@ pub struct PprofConfig {
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
-const BUILT_L7: &[L7Flow] = &[];
-/// Parts that come with a plugin, without an option of their own.
-const UNBUILT_PARTS: &[(Plugin, &str)] = &[(Plugin::EbpfNet, "ebpf-net/dnsflow")];
+const BUILT_L7: &[L7Flow] = &[L7Flow::Http];
 
 // === impl AgentConfig ===
 
@@ -247,7 +255,7 @@ impl AgentConfig {
         self.plugins.contains(&Plugin::EbpfConntrack) && !self.plugins.contains(&Plugin::EbpfNet)
     }
 
-    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow`. The agent logs
+    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow-tls`. The agent logs
     /// them and runs the others.
     #[must_use]
     pub fn plugins_not_built(&self) -> Vec<String> {
@@ -258,11 +266,9 @@ impl AgentConfig {
             .l7
             .iter()
             .filter(|flow| enabled(Plugin::EbpfNet) && !BUILT_L7.contains(flow));
-        let parts = UNBUILT_PARTS.iter().filter(|(plugin, _)| enabled(*plugin));
         plugins
             .map(ToString::to_string)
             .chain(l7.map(|flow| format!("ebpf-net/{flow}")))
-            .chain(parts.map(|(_, part)| (*part).to_owned()))
             .collect()
     }
 
@@ -308,6 +314,11 @@ impl AgentConfig {
                 ipv6_disabled: false,
                 ephemeral_port: 0,
                 loopback: false,
+                dns_ports: BTreeSet::new(),
+                dns_names: false,
+                http_keep_query: false,
+                http_path_limit: 0,
+                http_series_max: 0,
             },
             trace: TraceConfig {
                 server: None,

@@ -249,6 +249,18 @@ pub(crate) fn each<T: FromStr<Err: Display>>(raw: &Raw) -> Parsed<Vec<T>> {
     }
 }
 
+/// At most 64 ports.
+pub(crate) fn ports(raw: &Raw) -> Parsed<BTreeSet<u16>> {
+    let ports: BTreeSet<u16> = each(raw)?.into_iter().collect();
+    if ports.contains(&0) {
+        return Err("0 is no port".into());
+    }
+    if ports.len() > 64 {
+        return Err(format!("it names {} ports", ports.len()));
+    }
+    Ok(ports)
+}
+
 pub(crate) fn map(raw: &Raw) -> Parsed<BTreeMap<String, String>> {
     let items = match raw {
         Raw::Map(map) => return Ok(map.clone()),
@@ -344,6 +356,7 @@ macro_rules! show_items {
 show_items!(
     Vec<String>,
     Vec<DatawayUrl>,
+    BTreeSet<u16>,
     BTreeSet<words::Plugin>,
     BTreeSet<words::L7Flow>
 );

@@ -121,7 +121,7 @@ fn all_forms_of_flags_and_environment() {
     .unwrap();
     assert_eq!(config.tags.len(), 3);
     assert_eq!(config.plugins.len(), 3);
-    assert_eq!(config.plugins_not_built(), ["ebpf-net/httpflow", "ebpf-net/dnsflow"]);
+    assert!(config.plugins_not_built().is_empty());
     let config = env(&[
         ("ENV_INPUT_EBPF_TAGS", "zone=a,rack=7"),
         ("ENV_INPUT_EBPF_INTERVAL", ""),

@@ -6,4 +6,6 @@
 #![no_std]
 
 pub mod bash;
+pub mod dns;
+pub mod http;
 pub mod net;

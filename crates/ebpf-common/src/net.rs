@@ -69,6 +69,8 @@ pub mod event {
 pub mod policy {
     /// Bit of `netflow`.
     pub const NETFLOW: u32 = 1;
+    /// Bit of `httpflow`.
+    pub const HTTPFLOW: u32 = 2;
     /// The end belongs to another node: nothing is reported, and skips are counted as such.
     pub const OTHER_NODE: u32 = 1 << 31;
 

@@ -1,6 +1,7 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
-//! it: a running capture asks it while it is there. So does `ebpf-bash`, on its own.
+//! it: a running capture asks it while it is there. `dnsflow` and `httpflow` come after `ebpf-net` and go before it, for what
+//! they cost to start would show in what that sees of its own start; `ebpf-bash` is on its own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -18,15 +19,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Cluster,
-    bash::BashPlugin,
-    explain, identity, one_line,
-    options::{bash_config, capture_config, conntrack_config},
+    Cluster, explain, identity, one_line,
+    options::{bash_config, capture_config, conntrack_config, dns_config, http_config},
+    side::SidePlugin,
 };
 use crate::{
     capture::{
+        bash::BashCapture,
+        beside::Beside,
         conntrack::{self, Conntrack, ConntrackMetrics, Nat},
+        dns::DnsCapture,
+        domains::DomainNames,
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
+        http::HttpCapture,
     },
     doctor::NOT_IN_THIS_BUILD,
     ebpf::capability::{Capabilities, State},
@@ -54,7 +59,11 @@ pub(super) struct Captures {
     conntrack_metrics: ConntrackMetrics,
     /// For captures, while the plugin is on.
     nat: watch::Sender<Option<Nat>>,
-    bash: BashPlugin,
+    bash: SidePlugin<BashCapture>,
+    dns: SidePlugin<DnsCapture>,
+    http: SidePlugin<HttpCapture>,
+    /// By which names clients know addresses: `dnsflow` tells, the others ask.
+    domains: DomainNames,
 }
 
 struct Running {
@@ -88,8 +97,12 @@ impl Captures {
             }),
             None => None,
         };
+        let (nat, domains) = (watch::Sender::new(None), DomainNames::default());
         let mut captures = Self {
-            bash: BashPlugin::new(telemetry, out.clone(), in_cluster.clone()),
+            bash: side(telemetry, &out, &in_cluster, &nat, &domains),
+            dns: side(telemetry, &out, &in_cluster, &nat, &domains),
+            http: side(telemetry, &out, &in_cluster, &nat, &domains),
+            domains,
             cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
@@ -102,7 +115,7 @@ impl Captures {
             seen: Capabilities::default(),
             conntrack: None,
             conntrack_metrics: ConntrackMetrics::new(telemetry),
-            nat: watch::Sender::new(None),
+            nat,
         };
         captures.adapt().await?;
         Ok(captures)
@@ -136,6 +149,16 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.dns.told() => {
+                    self.adapt_dns().await;
+                    self.report();
+                    continue;
+                }
+                () = self.http.told() => {
+                    self.adapt_http().await;
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -146,12 +169,32 @@ impl Captures {
             }
         }
         self.bash.end(End::Stop).await;
+        self.http.end(End::Stop).await;
+        self.dns.end(End::Stop).await;
         self.end(End::Stop).await
     }
 
     async fn adapt_bash(&mut self) {
         let wanted = bash_config(&self.config.borrow(), &self.refuse);
         self.bash.adapt(wanted).await;
+    }
+
+    /// Starts, changes or ends `dnsflow`; it runs while `ebpf-net` does.
+    async fn adapt_dns(&mut self) {
+        let mut wanted = dns_config(&self.config.borrow(), &self.refuse).filter(|_| self.running.is_some());
+        if let (Some(wanted), Some(cluster)) = (&mut wanted, &self.cluster) {
+            wanted.cgroups = cluster.names.hierarchy().clone();
+        }
+        self.dns.adapt(wanted).await;
+    }
+
+    /// Starts, changes or ends `httpflow`, likewise.
+    async fn adapt_http(&mut self) {
+        let mut wanted = http_config(&self.config.borrow(), &self.refuse).filter(|_| self.running.is_some());
+        if let (Some(wanted), Some(cluster)) = (&mut wanted, &self.cluster) {
+            wanted.load.cgroups = cluster.names.hierarchy().clone();
+        }
+        self.http.adapt(wanted).await;
     }
 
     /// Makes what runs what is wanted.
@@ -173,11 +216,15 @@ impl Captures {
                 });
             }
             (_, Some(wanted)) => {
+                self.http.end(End::Restart).await;
+                self.dns.end(End::Restart).await;
                 self.end(End::Restart).await?;
                 tracing::info!(interval = ?wanted.interval, "Plugin ebpf-net is on");
                 self.begin(wanted).await?;
             }
             (running, None) => {
+                self.http.adapt(None).await;
+                self.dns.adapt(None).await;
                 if let Some(running) = running {
                     running.orders.send_replace(Orders::Finish(End::Off));
                 }
@@ -186,6 +233,8 @@ impl Captures {
                 self.seen = Capabilities::default();
             }
         }
+        self.adapt_dns().await;
+        self.adapt_http().await;
         self.report();
         Ok(())
     }
@@ -234,6 +283,7 @@ impl Captures {
             }
         }
         self.seen = capture.capabilities().clone();
+        capture.know_domains(self.domains.clone());
         if let Some(rows) = self.rows.take() {
             capture.take_over(rows);
         }
@@ -293,6 +343,8 @@ impl Captures {
         } else if self.config.borrow().plugins.contains(&Plugin::EbpfConntrack) {
             seen.off(conntrack::CONNTRACK, "it adds to what ebpf-net reports, which is off");
         }
+        seen.features.extend(self.dns.capabilities().features);
+        seen.features.extend(self.http.capabilities().features);
         seen.features.extend(self.bash.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);
@@ -311,6 +363,23 @@ impl Running {
         };
         same == self.settings && matches!(*self.orders.borrow(), Orders::Collect { .. })
     }
+}
+
+/// A capture beside `ebpf-net` that does not run yet.
+fn side<C: Beside>(
+    telemetry: &Telemetry,
+    out: &mpsc::Sender<RecordBatch>,
+    cluster: &Option<InCluster>,
+    nat: &watch::Sender<Option<Nat>>,
+    domains: &DomainNames,
+) -> SidePlugin<C> {
+    SidePlugin::new(
+        telemetry,
+        out.clone(),
+        cluster.clone(),
+        nat.subscribe(),
+        domains.clone(),
+    )
 }
 
 /// Comes when the plugin tells something new.

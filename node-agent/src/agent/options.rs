@@ -1,12 +1,14 @@
 //! From the options to the settings of the agent's parts. No I/O.
 
 use anyhow::bail;
-use api::{AgentConfig, Plugin};
+use api::{AgentConfig, L7Flow, Plugin};
 use records::Globals;
 
 use crate::{
-    capture::{bash::BashConfig, conntrack::ConntrackConfig, ebpf_net::NetCaptureConfig},
-    ebpf::{net::LoadOptions, offsets::CgroupHierarchy},
+    capture::{
+        bash::BashConfig, conntrack::ConntrackConfig, dns::DnsConfig, ebpf_net::NetCaptureConfig, http::HttpConfig,
+    },
+    ebpf::{self, net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
 };
 
@@ -26,9 +28,12 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
         load: LoadOptions {
             tcp_connections_max: config.kernel.tcp_connections_max,
             flow_map_entries: config.kernel.flow_map_entries,
-            ring_buffer_size: u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX),
+            ring_buffer_size: ring_buffer_size(config),
             cgroups: CgroupHierarchy::default(),
-            refuse: refuse.into_iter().filter(|name| !is_bash(name)).collect(),
+            refuse: refuse
+                .into_iter()
+                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name))
+                .collect(),
         },
     }
 }
@@ -50,8 +55,58 @@ pub(crate) fn bash_config(config: &AgentConfig, refuse: &[String]) -> Option<Bas
     })
 }
 
+/// The settings of `dnsflow`; `None` if it is off.
+pub(crate) fn dns_config(config: &AgentConfig, refuse: &[String]) -> Option<DnsConfig> {
+    let on = config.plugins.contains(&Plugin::EbpfNet) && !config.net.dns_ports.is_empty();
+    on.then(|| DnsConfig {
+        interval: config.interval,
+        ports: config.net.dns_ports.clone(),
+        questions: config.net.dns_names,
+        loopback: config.net.loopback,
+        ipv6_disabled: config.net.ipv6_disabled,
+        proc: config.identity.proc_dir(),
+        own_node_only: config.kubernetes.collector.is_some(),
+        ring_buffer_size: ring_buffer_size(config),
+        cgroups: CgroupHierarchy::default(),
+        refuse: refuse.iter().filter(|name| is_dns(name)).cloned().collect(),
+    })
+}
+
+/// The settings of `httpflow`; `None` if it is off.
+pub(crate) fn http_config(config: &AgentConfig, refuse: &[String]) -> Option<HttpConfig> {
+    let on = config.plugins.contains(&Plugin::EbpfNet) && config.net.l7.contains(&L7Flow::Http);
+    on.then(|| HttpConfig {
+        interval: config.interval,
+        loopback: config.net.loopback,
+        ipv6_disabled: config.net.ipv6_disabled,
+        ephemeral_port: config.net.ephemeral_port,
+        keep_query: config.net.http_keep_query,
+        path_limit: config.net.http_path_limit,
+        series_max: usize::try_from(config.net.http_series_max).unwrap_or(usize::MAX),
+        proc: config.identity.proc_dir(),
+        own_node_only: config.kubernetes.collector.is_some(),
+        load: ebpf::http::LoadOptions {
+            ring_buffer_size: ring_buffer_size(config),
+            cgroups: CgroupHierarchy::default(),
+            refuse: refuse.iter().filter(|name| is_http(name)).cloned().collect(),
+        },
+    })
+}
+
+fn ring_buffer_size(config: &AgentConfig) -> u32 {
+    u32::try_from(config.kernel.ring_buffer_size.0).unwrap_or(u32::MAX)
+}
+
+fn is_http(program: &str) -> bool {
+    ebpf::http::PROGRAMS.contains(&program)
+}
+
+fn is_dns(program: &str) -> bool {
+    ebpf::dns::PROGRAMS.contains(&program)
+}
+
 fn is_bash(program: &str) -> bool {
-    crate::ebpf::bash::PROGRAMS.contains(&program)
+    ebpf::bash::PROGRAMS.contains(&program)
 }
 
 /// The way to the aggregator.

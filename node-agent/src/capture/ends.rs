@@ -24,7 +24,11 @@ use records::{K8sEndpoint, Str, Transport};
 use telemetry::Telemetry;
 
 use crate::{
-    capture::conntrack::{self, End, Nat, Protocol},
+    capture::{
+        conntrack::{self, End, Nat, Protocol},
+        domains::DomainNames,
+    },
+    ebpf::sys::monotonic_ns,
     identity::{
         cgroup::Uid,
         k8s::{Answer, LocalEnd, Names as Cluster, SETTLE_NS, Unnamed, When},
@@ -76,6 +80,17 @@ pub(crate) enum Whose {
     Off,
     /// Another node's that shares this kernel.
     OtherNode,
+}
+
+/// Which rows a flush takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// All.
+    All,
+    /// All whose ends are known as well as they will be; the others are held.
+    Settled,
+    /// Of those held before, the ones that are by now.
+    Held,
 }
 
 impl Ends {
@@ -329,9 +344,10 @@ pub(crate) struct Names<'a> {
     proc: &'a Proc,
     book: Option<Book>,
     unnamed: &'a UnnamedEnds,
+    domains: Option<&'a DomainNames>,
     known: HashMap<(u32, Comm), Str, RandomState>,
-    /// Hashes of what the rows so far show of their keys.
-    shown: HashSet<u64, RandomState>,
+    /// How many rows so far show the same of their keys, by hash of that.
+    shown: HashMap<u64, i64, RandomState>,
     empty: Str,
 }
 
@@ -343,10 +359,32 @@ impl<'a> Names<'a> {
             proc,
             book,
             unnamed,
+            domains: None,
             known: HashMap::default(),
-            shown: HashSet::default(),
+            shown: HashMap::default(),
             empty: "".into(),
         }
+    }
+
+    /// Names of destinations are those of `domains`.
+    pub(crate) fn with_domains(self, domains: &'a DomainNames) -> Self {
+        Self {
+            domains: Some(domains),
+            ..self
+        }
+    }
+
+    /// The name that the local end knew the address by that it opened a flow to, at a monotonic time; empty if it did not
+    /// open it, or knew none. Without a time (0) it is now.
+    pub(crate) fn domain(&self, flow: &FlowKey, remote: IpAddr, at_ns: u64) -> Str {
+        let known = match (flow.direction, self.domains) {
+            (direction::OUTGOING, Some(domains)) => {
+                let at_ns = if at_ns == 0 { monotonic_ns() } else { at_ns };
+                domains.name(flow.tuple.netns, remote, at_ns)
+            }
+            _ => None,
+        };
+        known.unwrap_or_else(|| self.empty())
     }
 
     /// The book, to be given back.
@@ -355,13 +393,12 @@ impl<'a> Names<'a> {
     }
 
     /// The time of a row, of which `shown` is what it shows of its key. Two that show the same (a process changed its
-    /// namespace, an address its holder) would be one and the same point to a database: the second one is of a nanosecond
+    /// namespace, an address its holder) would be one and the same point to a database: each further one is of a nanosecond
     /// later.
     pub(crate) fn time(&mut self, shown: impl Hash, time_unix_ns: i64) -> i64 {
-        let mut later = 0;
-        while !self.shown.insert(self.known.hasher().hash_one((&shown, later))) {
-            later += 1;
-        }
+        let known = self.shown.entry(self.known.hasher().hash_one(&shown)).or_default();
+        let later = *known;
+        *known += 1;
         time_unix_ns + later
     }
 
@@ -477,9 +514,10 @@ struct EndLabel {
 }
 
 impl UnnamedEnds {
-    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+    /// Registers the metrics with this prefix.
+    pub(crate) fn new(telemetry: &Telemetry, prefix: &'static str) -> Self {
         let this = Self::default();
-        telemetry.register("identity", |registry| {
+        telemetry.register(prefix, |registry| {
             registry.register(
                 "named_ends",
                 "Ends of rows sent with their whole name",

@@ -1,6 +1,11 @@
 //! One room per plugin: from the kernel's maps and events to records.
 
 pub mod bash;
+pub mod beside;
 pub mod conntrack;
+pub mod dns;
+pub mod domains;
 pub mod ebpf_net;
 mod ends;
+pub mod http;
+mod policy;

@@ -291,7 +291,7 @@ impl Attach<'_> {
 
 /// The root of the cgroup v2 hierarchy: on hybrid systems it is mounted beside the v1 controllers, and in a container the
 /// host's may be mounted beside the container's own part.
-fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
+pub(super) fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     let mounts: Vec<PathBuf> = cgroup2_mounts(&mountinfo).map(PathBuf::from).collect();
     let path = mounts
@@ -307,7 +307,7 @@ fn cgroup2_root() -> anyhow::Result<(PathBuf, File)> {
 }
 
 /// True at the root of the whole hierarchy, which alone has no type. A cgroup namespace shows a part of it as its root.
-fn is_whole(path: &Path) -> bool {
+pub(super) fn is_whole(path: &Path) -> bool {
     path.join("cgroup.controllers").exists() && !path.join("cgroup.type").exists()
 }
 
@@ -322,7 +322,7 @@ fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = &str> {
 }
 
 /// An error with its causes on one line, without the verifier's log.
-fn reason(error: &anyhow::Error) -> String {
+pub(super) fn reason(error: &anyhow::Error) -> String {
     let mut text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
     if let Some(end) = text.find('\n') {
         text.truncate(end);

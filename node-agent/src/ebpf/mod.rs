@@ -9,6 +9,8 @@ mod attach;
 pub mod bash;
 pub mod btf;
 pub mod capability;
+pub mod dns;
+pub mod http;
 pub mod net;
 pub mod offsets;
 pub mod privileges;

@@ -17,8 +17,10 @@ use ebpf_common::net::{Adopt, NetConfig, SampleBlock, SockOwner, adopt, stat};
 
 use super::{
     attach::Attach,
+    bash,
     btf::KernelTypes,
     capability::Capabilities,
+    dns, http,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
@@ -94,8 +96,12 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         .context("cannot make the maps of ebpf-net; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
     for name in &options.refuse {
         if ebpf.program(name).is_none() {
-            let others = super::bash::PROGRAMS;
-            let known: Vec<&str> = ebpf.programs().map(|(name, _)| name).chain(others).collect();
+            let own = ebpf.programs().map(|(name, _)| name);
+            let known: Vec<&str> = own
+                .chain(dns::PROGRAMS)
+                .chain(http::PROGRAMS)
+                .chain(bash::PROGRAMS)
+                .collect();
             return Err(api::ConfigErrors(vec![api::ConfigError {
                 option: "refuse-program".to_owned(),
                 value: Some(name.clone()),

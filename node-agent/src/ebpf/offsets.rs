@@ -2,7 +2,10 @@
 //!
 //! A member that the kernel does not have stays [`ABSENT`]; what depends on it is reported as degraded or off.
 
-use ebpf_common::net::{ABSENT, NetOffsets};
+use ebpf_common::{
+    dns::DnsOffsets,
+    net::{ABSENT, NetOffsets},
+};
 
 use super::btf::KernelTypes;
 
@@ -109,6 +112,36 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
         }
     }
     (offsets, missing)
+}
+
+/// Offsets for `dnsflow`, and the names that could not be resolved.
+#[must_use]
+pub fn dns_offsets(types: &KernelTypes) -> (DnsOffsets, Vec<&'static str>) {
+    let (net, _) = net_offsets(types, &CgroupHierarchy::V2);
+    let all = [
+        ("sk_buff.sk", net.skb_sk),
+        ("sock_common.skc_net", net.net),
+        ("net.ns.inum", net.netns_inum),
+        ("sock_common.skc_family", net.family),
+        ("sock_common.skc_addrpair", net.addrpair),
+        ("sock_common.skc_dport", net.dport),
+        ("sock_common.skc_v6_daddr", net.v6_daddr),
+        ("sock_common.skc_v6_rcv_saddr", net.v6_saddr),
+        ("inet_sock.inet_sport", net.sport),
+    ];
+    let offsets = DnsOffsets {
+        skb_sk: net.skb_sk,
+        net: net.net,
+        netns_inum: net.netns_inum,
+        family: net.family,
+        addrpair: net.addrpair,
+        dport: net.dport,
+        v6_daddr: net.v6_daddr,
+        v6_saddr: net.v6_saddr,
+        sport: net.sport,
+    };
+    let missing = all.into_iter().filter(|(_, offset)| *offset == ABSENT);
+    (offsets, missing.map(|(name, _)| name).collect())
 }
 
 impl CgroupHierarchy {

@@ -19,7 +19,7 @@ use aggregator::{
     pipeline::{Accept, AcceptError, Accepted, BatchId, Delivery},
 };
 use parking_lot::Mutex;
-use records::{Netflow, Port};
+use records::{Dnsflow, Netflow, Port};
 use serde_json::{Value, json};
 use telemetry::Ledger;
 use testkit::{
@@ -39,7 +39,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(5);
 
 /// An API server with the object `cluster`.
-enum Api {
+pub enum Api {
     Fake {
         server: Arc<FakeApi>,
         address: SocketAddr,
@@ -53,6 +53,8 @@ enum Api {
 struct Stored {
     batches: HashSet<BatchId>,
     rows: Vec<(Flow, Row)>,
+    /// Of whomever.
+    lookups: Vec<Dnsflow>,
 }
 
 /// What a row has beside its flow.
@@ -66,10 +68,10 @@ struct Row {
 struct Recorder(Arc<Mutex<Stored>>);
 
 /// The aggregator's side, in a runtime of its own; the test itself blocks.
-struct Far {
+pub struct Far {
     stored: Arc<Mutex<Stored>>,
-    address: SocketAddr,
-    runtime: Runtime,
+    pub address: SocketAddr,
+    pub runtime: Runtime,
 }
 
 /// Traffic until it is told to stop: a connection that stays and many that do not.
@@ -81,7 +83,7 @@ struct Traffic {
 // === impl Api ===
 
 impl Api {
-    fn fake(runtime: &Runtime, spec: &Value) -> Self {
+    pub fn fake(runtime: &Runtime, spec: &Value) -> Self {
         let server = FakeApi::new();
         server.store(1, spec);
         let any = (Ipv4Addr::LOCALHOST, 0).into();
@@ -107,7 +109,7 @@ impl Api {
         Self::Real(plane)
     }
 
-    fn kubeconfig(&self, directory: &Path) -> PathBuf {
+    pub fn kubeconfig(&self, directory: &Path) -> PathBuf {
         match self {
             Self::Real(plane) => plane.kubeconfig(),
             Self::Fake { address, .. } => {
@@ -125,7 +127,7 @@ impl Api {
     }
 
     /// The object's spec from now on.
-    fn change(&self, generation: i64, spec: &Value) {
+    pub fn change(&self, generation: i64, spec: &Value) {
         match self {
             Self::Fake { server, .. } => server.change(generation, spec),
             Self::Real(plane) => plane.patch(spec).unwrap(),
@@ -174,6 +176,7 @@ impl Accept for Recorder {
             let (zone, time) = (zone.clone(), row.time_unix_ns);
             (flow(row), Row { zone, time })
         }));
+        stored.lookups.extend(delivery.batch.dnsflow);
         Ok(Accepted::Stored)
     }
 }
@@ -214,7 +217,7 @@ fn flow(row: &Netflow) -> Flow {
 // === impl Far ===
 
 impl Far {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -243,6 +246,11 @@ impl Far {
         let stored = self.stored.lock();
         let rows = stored.rows.iter().filter(|(flow, _)| about(flow));
         rows.map(|(_, row)| row.clone()).collect()
+    }
+
+    /// Rows of `dnsflow`, by now.
+    pub fn lookups(&self) -> Vec<Dnsflow> {
+        self.stored.lock().lookups.clone()
     }
 
     fn reports(&self, service: &Service) -> bool {
@@ -296,7 +304,7 @@ fn soon(agent: &Agent, what: &str, condition: impl Fn() -> bool) {
     assert!(took < SOON, "{what}: after {took:?}");
 }
 
-fn spec(zone: &str, interval: &str, more: &Value) -> Value {
+pub fn spec(zone: &str, interval: &str, more: &Value) -> Value {
     let mut spec = json!({
         "interval": interval, "tags": { "zone": zone },
         "plugins": { "ebpf-net": { "enabled": true, "loopback": true, "l7": [] } },

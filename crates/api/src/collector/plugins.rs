@@ -61,6 +61,21 @@ object! {
         /// Report flows of the loopback interface too.
         #[schemars(extend("default" = false))]
         loopback: bool,
+        /// Ports at which DNS is looked for, over UDP and TCP; an empty list for no dnsflow. Without it: 53.
+        #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+        dns_ports: Vec<u16>,
+        /// Tell what was looked up, in the tags query_name and query_type: a series for each name.
+        #[schemars(extend("default" = false))]
+        dns_names: bool,
+        /// Keep the query string in the field path of httpflow. It may hold secrets, and makes many series.
+        #[schemars(extend("default" = false))]
+        http_keep_query: bool,
+        /// Longest path that httpflow keeps, in bytes. One of this length or longer is cut there, and marked as truncated.
+        #[schemars(range(min = 16, max = 8192), extend("default" = 512))]
+        http_path_limit: u16,
+        /// Records of httpflow per interval that have a path of their own. Further exchanges are told with the path `other`.
+        #[schemars(range(min = 100, max = 1_000_000), extend("default" = 10000))]
+        http_series_max: u32,
     }
 
     /// Commands typed into bash.

@@ -5,7 +5,7 @@
 //! a line is read   ▶ who typed it: process, user (passwd of its root), pod ▶ rows ▶ every interval: records ▶ out
 //! ```
 //! Both come through one ring in the order that they happened, so that a shell is known when its first line comes. One thread
-//! owns all of it. Entry: [`BashCapture::start`], then [`BashCapture::run`] on a thread of its own.
+//! owns all of it. Entry: [`BashCapture`] as a [`Beside`].
 
 mod elf;
 mod events;
@@ -38,7 +38,10 @@ use self::{
     shells::Shells,
 };
 use crate::{
-    capture::ebpf_net::{End, InCluster, Orders},
+    capture::{
+        beside::{Beside, Surroundings},
+        ebpf_net::{End, Orders},
+    },
     ebpf::{
         bash::{self, BashObject},
         capability::{Capabilities, State},
@@ -95,30 +98,34 @@ pub struct BashCapture {
     health: telemetry::ComponentHandle,
 }
 
-impl BashCapture {
+impl Beside for BashCapture {
+    const NAME: &'static str = BASH;
+    type Config = BashConfig;
+    type Metrics = BashMetrics;
+
+    fn metrics(telemetry: &Telemetry) -> BashMetrics {
+        BashMetrics::new(telemetry)
+    }
+
+    fn interval(config: &mut BashConfig) -> &mut Duration {
+        &mut config.interval
+    }
+
     /// Loads the programs and looks for the shells that are there. In a cluster, lines get pods' names, and namespaces may
     /// be switched off.
-    ///
-    /// # Errors
-    /// If nothing of the plugin can work on this machine; the message says what is missing.
-    pub fn start(
-        config: &BashConfig,
-        telemetry: &Telemetry,
-        metrics: BashMetrics,
-        cluster: Option<InCluster>,
-    ) -> anyhow::Result<Self> {
+    fn start(config: &BashConfig, with: Surroundings<BashMetrics>) -> anyhow::Result<Self> {
         let mut capabilities = Capabilities::default();
         let object = bash::load(RING, &config.refuse, &mut capabilities)?;
         let mut this = Self {
             finder: Finder::new(Proc::new(&config.proc)),
             shells: Shells::new(),
-            policy: Policy::new(cluster),
+            policy: Policy::new(with.cluster),
             rows: Rows::default(),
-            ledger: Ledger::new(telemetry.ledger.stage("agent.bash")),
-            metrics,
+            ledger: Ledger::new(with.telemetry.ledger.stage("agent.bash")),
+            metrics: with.metrics,
             refused: None,
             blind: BTreeMap::new(),
-            health: telemetry.health.component(BASH),
+            health: with.telemetry.health.component(BASH),
             object,
             tell: watch::Sender::new(capabilities.clone()),
             capabilities,
@@ -130,21 +137,11 @@ impl BashCapture {
         Ok(this)
     }
 
-    /// What works here, as it changes.
-    #[must_use]
-    pub fn capabilities(&self) -> watch::Receiver<Capabilities> {
+    fn capabilities(&self) -> watch::Receiver<Capabilities> {
         self.tell.subscribe()
     }
 
-    /// The kernel's statistics of each program.
-    #[must_use]
-    pub fn programs(&self) -> Vec<(String, ProgramStats)> {
-        self.object.programs()
-    }
-
-    /// Collects until ordered to end, then hands on what it has. At the last end, what there is no room for is counted as
-    /// lost.
-    pub fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
+    fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut flushed = Instant::now();
         let mut swept = Instant::now();
         while let Orders::Collect { interval } = *orders.borrow() {
@@ -187,6 +184,14 @@ impl BashCapture {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.metrics.counts(0, 0, 0);
+    }
+}
+
+impl BashCapture {
+    /// The kernel's statistics of each program.
+    #[must_use]
+    pub fn programs(&self) -> Vec<(String, ProgramStats)> {
+        self.object.programs()
     }
 
     /// Waits for events, but not beyond what is due.

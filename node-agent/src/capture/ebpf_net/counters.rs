@@ -9,9 +9,9 @@ use prometheus_client::{
 };
 use telemetry::{Stage, Telemetry};
 
-use super::{policy::PolicyMetrics, tcp::SampleReport};
+use super::tcp::SampleReport;
 use crate::{
-    capture::ends::UnnamedEnds,
+    capture::{ends::UnnamedEnds, policy::PolicyMetrics},
     ebpf::{
         capability::{Capabilities, State},
         net::NetObject,
@@ -138,7 +138,7 @@ impl Instruments {
         Self {
             telemetry: telemetry.clone(),
             metrics: NetMetrics::new(telemetry),
-            unnamed: UnnamedEnds::new(telemetry),
+            unnamed: UnnamedEnds::new(telemetry, "identity"),
             policy: PolicyMetrics::new(telemetry),
             untracked,
         }

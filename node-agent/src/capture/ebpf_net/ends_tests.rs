@@ -19,11 +19,11 @@ use records::{
 use serde_json::{Value, json};
 use telemetry::Telemetry;
 
-use super::rows::{LeftOut, Origin, Row, Rows, Which};
+use super::rows::{LeftOut, Origin, Row, Rows};
 use crate::{
     capture::{
         conntrack::{self, End, Nat, Protocol},
-        ends::{Ends, Names, Pods, UnnamedEnds},
+        ends::{Ends, Names, Pods, UnnamedEnds, Which},
     },
     ebpf::sys::monotonic_ns,
     identity::{
@@ -167,7 +167,7 @@ async fn rows_get_the_names_of_both_ends() {
 
     let mut rows = Rows::new(100, Ends::new(Some(names.clone())));
     let telemetry = Telemetry::new("test", "0");
-    let unnamed = UnnamedEnds::new(&telemetry);
+    let unnamed = UnnamedEnds::new(&telemetry, "identity");
     let mut row = |origin: Origin| {
         rows.add(&origin, &part(monotonic_ns()));
         let mut taken = take(&mut rows, Which::All, &unnamed);

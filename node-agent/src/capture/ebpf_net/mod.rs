@@ -14,7 +14,6 @@ mod ends_tests;
 mod events;
 mod orders;
 mod owners;
-mod policy;
 mod rows;
 mod switch;
 mod tcp;
@@ -35,7 +34,6 @@ use tokio::sync::{mpsc, watch};
 pub use self::{
     counters::Instruments,
     orders::{End, Orders},
-    policy::Keeper,
     rows::Rows,
     switch::InCluster,
 };
@@ -44,8 +42,7 @@ use self::{
     events::Event,
     orders::Beat,
     owners::Owners,
-    policy::Sharing,
-    rows::{LeftOut, Which},
+    rows::LeftOut,
     switch::Policy,
     tcp::Tracker,
     udp::{Flows, Owner},
@@ -53,7 +50,9 @@ use self::{
 use crate::{
     capture::{
         conntrack::Nat,
-        ends::{Ends, Names, UnnamedEnds},
+        domains::DomainNames,
+        ends::{Ends, Names, UnnamedEnds, Which},
+        policy::{Keeper, Sharing},
     },
     ebpf::{
         capability::{Capabilities, State},
@@ -109,6 +108,8 @@ pub struct NetCapture {
     policy: Option<Policy>,
     /// Who knows where flows really go.
     nat: watch::Receiver<Option<Nat>>,
+    /// By which names clients know addresses.
+    domains: DomainNames,
     proc: Proc,
     rows: Rows,
     tracker: Tracker,
@@ -240,6 +241,7 @@ impl NetCapture {
             capabilities,
             policy,
             nat,
+            domains: DomainNames::default(),
             config,
         };
         if shared {
@@ -253,6 +255,11 @@ impl NetCapture {
     /// What keeps the kernel's switches; run it for as long as the capture runs. None outside clusters, and once only.
     pub fn take_keeper(&mut self) -> Option<Keeper> {
         self.policy.as_mut()?.keeper.take()
+    }
+
+    /// From now on names of destinations are those of `domains`.
+    pub fn know_domains(&mut self, domains: DomainNames) {
+        self.domains = domains;
     }
 
     /// What works here.
@@ -492,7 +499,8 @@ impl NetCapture {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
         let book = self.rows.ends().book(time_unix_ns, monotonic_ns());
-        let mut names = Names::new(&self.proc, book, &self.unnamed);
+        self.domains.catch_up();
+        let mut names = Names::new(&self.proc, book, &self.unnamed).with_domains(&self.domains);
         let mut done = true;
         while !self.rows.is_empty() {
             let permit = match out.try_reserve() {
@@ -557,7 +565,7 @@ fn report_health(health: &telemetry::ComponentHandle, capabilities: &Capabilitie
 
 /// True in the pid namespace that the kernel started with; its inode number is fixed (`PROC_PID_INIT_INO` in
 /// `include/linux/proc_ns.h`).
-fn pid_namespace_is_first() -> bool {
+pub(crate) fn pid_namespace_is_first() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     const PROC_PID_INIT_INO: u64 = 0xEFFF_FFFC;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|it| it.ino() == PROC_PID_INIT_INO)

@@ -11,7 +11,7 @@ use records::{Direction, Endpoint, Family, Netflow, Port, Transport};
 use crate::{
     capture::{
         conntrack::End,
-        ends::{Ends, Names, Pair, Whose, ip},
+        ends::{Ends, Names, Pair, Which, Whose, ip},
     },
     ebpf::sys::monotonic_ns,
     identity::{k8s::LocalEnd, process::Comm},
@@ -96,17 +96,6 @@ pub(super) struct LeftOut {
     pub switched_off: u64,
     /// Of other nodes that share this kernel.
     pub other_node: u64,
-}
-
-/// Which rows a flush takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    /// All.
-    All,
-    /// All whose ends are known as well as they will be; the others are held.
-    Settled,
-    /// Of those held before, the ones that are by now.
-    Held,
 }
 
 impl Rows {
@@ -306,7 +295,7 @@ fn record(key: &RowKey, row: &Row, time_unix_ns: i64, names: &mut Names<'_>) -> 
         pid: flow.pid,
         process_name: names.process(flow.pid, &row.comm),
         dst_nat: key.nat.map(|end| (end.ip, end.port)),
-        dst_domain: names.empty(),
+        dst_domain: names.domain(flow, remote.ip, row.first_ns),
         local_k8s,
         remote_k8s,
         bytes_read: row.read,

@@ -6,12 +6,9 @@ use api::collector::EbpfCollectorSpec;
 use ebpf_common::net::policy;
 use tokio::sync::watch;
 
-use super::{
-    NetCapture,
-    owners::Cgroups,
-    policy::{Keeper, PolicyMetrics, Sharing, Switched, Switches},
-};
+use super::{NetCapture, owners::Cgroups};
 use crate::{
+    capture::policy::{Keeper, PolicyMetrics, Sharing, Switched, Switches},
     ebpf::{
         capability::State,
         net::{self, NetObject},
@@ -49,7 +46,7 @@ impl Policy {
     ) -> anyhow::Result<Self> {
         let InCluster { names, spec } = cluster;
         let map = object.map("POLICY")?.try_clone_to_owned()?;
-        let (keeper, mut told) = Keeper::start(map, names.clone(), spec, sharing, metrics.clone());
+        let (keeper, mut told) = Keeper::start(map, names.clone(), spec, sharing, policy::NETFLOW, metrics.clone());
         let now = told.borrow_and_update().clone();
         Ok(Self {
             names,

@@ -184,9 +184,9 @@ fn is_group(address: &[u8; 16]) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use super::{super::rows::Which, *};
+    use super::*;
     use crate::{
-        capture::ends::{Ends, Names, UnnamedEnds},
+        capture::ends::{Ends, Names, UnnamedEnds, Which},
         identity::process::Proc,
     };
 

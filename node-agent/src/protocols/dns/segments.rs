@@ -91,6 +91,12 @@ impl Segments {
         }
     }
 
+    /// Captured bytes of the segments that wait.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     /// What was done about segments that were not in order, since the last call.
     pub fn take_losses(&mut self) -> SegmentLosses {
         std::mem::take(&mut self.losses)

@@ -1,4 +1,4 @@
-//! Whose traffic is reported: keeps the kernel's map `POLICY` like pods, namespaces and the object.
+//! Whose traffic is reported: keeps a kernel object's map `POLICY` like pods, namespaces and the object.
 //!
 //! ```text
 //! pods, cgroups, namespaces, EbpfCollector ▶ [`wanted`] (pure) ▶ what differs ▶ map `POLICY`
@@ -14,7 +14,7 @@ use std::{
 
 use ahash::RandomState;
 use api::{
-    Plugin,
+    L7Flow, Plugin,
     collector::{EbpfCollectorSpec, NamespacePlugins, plugins_for, policy::plugins_for_host},
 };
 use ebpf_common::net::{NetConfig, policy};
@@ -47,7 +47,7 @@ pub(super) struct Switches {
     pub unowned: u32,
     /// The kernel side has to ask for each end.
     pub asks: bool,
-    /// Pods of this node that `netflow` is on for.
+    /// Pods of this node that the flow is on for.
     pub on: Arc<Pods>,
     /// Pods of this node that it is off for.
     pub off: Arc<Pods>,
@@ -89,6 +89,8 @@ pub(super) struct Inputs<'a> {
     pub host_netns: Option<u32>,
     /// Whether other nodes share this kernel.
     pub sharing: Sharing,
+    /// The [`policy`] bit that it is about.
+    pub flow: u32,
 }
 
 /// What the kernel's map must hold, and what is on and off. `placement` gives a pod's namespace and whether the pod is on
@@ -103,7 +105,9 @@ pub(super) fn wanted(
         places,
         host_netns,
         sharing,
+        flow,
     } = *inputs;
+    let bits = |plugins: &NamespacePlugins| bits(plugins) & flow;
     let host_plugins = plugins_for_host(spec);
     let host = bits(&host_plugins);
     let translated = |plugins: &NamespacePlugins| plugins.plugins.contains(&Plugin::EbpfConntrack);
@@ -136,7 +140,7 @@ pub(super) fn wanted(
                 if !translated {
                     nat_off.insert(*uid);
                 }
-                if bits & policy::NETFLOW != 0 {
+                if bits & flow != 0 {
                     on.insert(*uid)
                 } else {
                     off.insert(*uid)
@@ -180,10 +184,12 @@ pub(super) fn wanted(
 }
 
 fn bits(plugins: &NamespacePlugins) -> u32 {
-    if plugins.plugins.contains(&Plugin::EbpfNet) {
-        policy::NETFLOW
-    } else {
+    if !plugins.plugins.contains(&Plugin::EbpfNet) {
         0
+    } else if plugins.l7.contains(&L7Flow::Http) {
+        policy::NETFLOW | policy::HTTPFLOW
+    } else {
+        policy::NETFLOW
     }
 }
 
@@ -235,16 +241,19 @@ pub struct Keeper {
     spec: watch::Receiver<Arc<EbpfCollectorSpec>>,
     switches: watch::Sender<Switches>,
     sharing: Sharing,
+    flow: u32,
     metrics: PolicyMetrics,
 }
 
 impl Keeper {
-    /// Fills the map; the switches of then and later are in the receiver.
+    /// Fills the map with what is on and off of `flow`, a [`policy`] bit; the switches of then and later are in the
+    /// receiver.
     pub(super) fn start(
         map: OwnedFd,
         names: Names,
         spec: watch::Receiver<Arc<EbpfCollectorSpec>>,
         sharing: Sharing,
+        flow: u32,
         metrics: PolicyMetrics,
     ) -> (Self, watch::Receiver<Switches>) {
         let (switches, told) = watch::channel(Switches::default());
@@ -255,6 +264,7 @@ impl Keeper {
             spec,
             switches,
             sharing,
+            flow,
             metrics,
         };
         this.apply();
@@ -287,6 +297,7 @@ impl Keeper {
             places: &self.names.places(),
             host_netns: self.names.host_netns(),
             sharing: self.sharing,
+            flow: self.flow,
         };
         let (entries, switches) = wanted(&inputs, |uid| self.names.placement(uid));
         // First what is off: the other order would let some through.
@@ -295,7 +306,7 @@ impl Keeper {
             .filter(|(key, bits)| self.applied.get(*key) != Some(*bits))
             .map(|(key, bits)| (*key, *bits))
             .collect();
-        set.sort_unstable_by_key(|(_, bits)| bits & policy::NETFLOW);
+        set.sort_unstable_by_key(|(_, bits)| bits & self.flow);
         let gone: Vec<u64> = self
             .applied
             .keys()

@@ -1,6 +1,6 @@
-//! Plugin `ebpf-bash` as it comes and goes. If it does not start, the other plugins run, and it is tried again.
+//! A capture beside `ebpf-net` as it comes and goes. If it does not start, the others run, and it is tried again.
 //!
-//! Entry: [`BashPlugin::adapt`], whenever options changed or [`BashPlugin::told`] came.
+//! Entry: [`SidePlugin::adapt`], whenever options changed or [`SidePlugin::told`] came.
 
 use std::time::Duration;
 
@@ -15,7 +15,9 @@ use tokio::{
 use super::one_line;
 use crate::{
     capture::{
-        bash::{BASH, BashCapture, BashConfig, BashMetrics},
+        beside::{Beside, Surroundings},
+        conntrack::Nat,
+        domains::DomainNames,
         ebpf_net::{End, InCluster, Orders},
     },
     ebpf::capability::Capabilities,
@@ -24,45 +26,55 @@ use crate::{
 /// Wait before a capture that did not start is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The plugin, on or off.
-pub(super) struct BashPlugin {
+/// The capture, on or off.
+pub(super) struct SidePlugin<C: Beside> {
     telemetry: Telemetry,
-    metrics: BashMetrics,
+    metrics: C::Metrics,
     out: mpsc::Sender<RecordBatch>,
     cluster: Option<InCluster>,
-    running: Option<Running>,
+    nat: watch::Receiver<Option<Nat>>,
+    domains: DomainNames,
+    running: Option<Running<C>>,
     failed: Option<(Capabilities, time::Instant)>,
 }
 
-struct Running {
-    settings: BashConfig,
+struct Running<C: Beside> {
+    settings: C::Config,
     orders: watch::Sender<Orders>,
     told: watch::Receiver<Capabilities>,
     /// Comes when the thread has ended.
     ended: oneshot::Receiver<()>,
 }
 
-impl BashPlugin {
-    pub(super) fn new(telemetry: &Telemetry, out: mpsc::Sender<RecordBatch>, cluster: Option<InCluster>) -> Self {
+impl<C: Beside> SidePlugin<C> {
+    pub(super) fn new(
+        telemetry: &Telemetry,
+        out: mpsc::Sender<RecordBatch>,
+        cluster: Option<InCluster>,
+        nat: watch::Receiver<Option<Nat>>,
+        domains: DomainNames,
+    ) -> Self {
         Self {
-            metrics: BashMetrics::new(telemetry),
+            metrics: C::metrics(telemetry),
             telemetry: telemetry.clone(),
             out,
             cluster,
+            nat,
+            domains,
             running: None,
             failed: None,
         }
     }
 
     /// Makes what runs what is wanted; `None` is nothing.
-    pub(super) async fn adapt(&mut self, wanted: Option<BashConfig>) {
+    pub(super) async fn adapt(&mut self, wanted: Option<C::Config>) {
         if let Some(running) = &mut self.running
             && let Some(wanted) = &wanted
             && running.takes(wanted)
         {
             return;
         }
-        let health = self.telemetry.health.component(BASH);
+        let health = self.telemetry.health.component(C::NAME);
         if self.running.is_some() {
             self.end(if wanted.is_some() { End::Restart } else { End::Off }).await;
         }
@@ -73,34 +85,39 @@ impl BashPlugin {
         };
         if let Err(error) = self.begin(wanted).await {
             let reason = one_line(&super::explain(error));
-            tracing::warn!(reason, "Plugin ebpf-bash cannot run; trying again in {RETRY:?}");
+            tracing::warn!(reason, "Plugin {} cannot run; trying again in {RETRY:?}", C::NAME);
             health.set_degraded(reason.clone());
             let mut capabilities = Capabilities::default();
-            capabilities.off(BASH, reason);
+            capabilities.off(C::NAME, reason);
             self.failed = Some((capabilities, time::Instant::now() + RETRY));
         }
     }
 
-    async fn begin(&mut self, settings: BashConfig) -> anyhow::Result<()> {
-        let (with, telemetry, metrics) = (settings.clone(), self.telemetry.clone(), self.metrics.clone());
-        let cluster = self.cluster.clone();
-        // Loading and the look at all processes take a while.
-        let start = move || BashCapture::start(&with, &telemetry, metrics, cluster);
-        let capture = tokio::task::spawn_blocking(start).await??;
+    async fn begin(&mut self, mut settings: C::Config) -> anyhow::Result<()> {
+        let interval = *C::interval(&mut settings);
+        let with = Surroundings {
+            telemetry: self.telemetry.clone(),
+            metrics: self.metrics.clone(),
+            cluster: self.cluster.clone(),
+            nat: self.nat.clone(),
+            domains: self.domains.clone(),
+        };
+        let config = settings.clone();
+        // Loading, and a look at what is there already, take a while.
+        let capture = tokio::task::spawn_blocking(move || C::start(&config, with)).await??;
         let told = capture.capabilities();
-        let interval = settings.interval;
         let (orders, ordered) = watch::channel(Orders::Collect { interval });
         let (end, ended) = oneshot::channel();
         let out = self.out.clone();
         std::thread::Builder::new()
-            .name(BASH.into())
+            .name(C::NAME.into())
             .spawn(move || {
                 capture.run(&out, &ordered);
                 // Nobody waits for it when the agent ends in a hurry.
                 let _ = end.send(());
             })
-            .context("cannot start the thread of ebpf-bash")?;
-        tracing::info!(?interval, "Plugin ebpf-bash is on");
+            .with_context(|| format!("cannot start the thread of {}", C::NAME))?;
+        tracing::info!(?interval, "Plugin {} is on", C::NAME);
         self.running = Some(Running {
             settings,
             orders,
@@ -110,13 +127,13 @@ impl BashPlugin {
         Ok(())
     }
 
-    /// Comes when the plugin tells something new, has ended unasked, or is to be tried again.
+    /// Comes when the capture tells something new, has ended unasked, or is to be tried again.
     pub(super) async fn told(&mut self) {
         match (&mut self.running, &self.failed) {
             (Some(running), _) => {
                 if running.told.changed().await.is_err() {
                     // Its thread ended, which only a failure makes it do.
-                    tracing::error!("The thread of ebpf-bash ended unexpectedly; starting it anew");
+                    tracing::error!("The thread of {} ended unexpectedly; starting it anew", C::NAME);
                     self.running = None;
                 }
             }
@@ -140,23 +157,20 @@ impl BashPlugin {
             running.orders.send_replace(Orders::Finish(why));
             // It says nothing if it failed.
             let _ = running.ended.await;
-            tracing::info!("Plugin ebpf-bash is off");
+            tracing::info!("Plugin {} is off", C::NAME);
         }
     }
 }
 
-impl Running {
+impl<C: Beside> Running<C> {
     /// True if it goes on with `wanted`: only the interval may differ.
-    fn takes(&mut self, wanted: &BashConfig) -> bool {
-        let interval = wanted.interval;
-        let same = BashConfig {
-            interval: self.settings.interval,
-            ..wanted.clone()
-        };
-        if same != self.settings {
+    fn takes(&mut self, wanted: &C::Config) -> bool {
+        let mut wanted = wanted.clone();
+        let interval = *C::interval(&mut wanted);
+        *C::interval(&mut self.settings) = interval;
+        if wanted != self.settings {
             return false;
         }
-        self.settings.interval = interval;
         self.orders.send_if_modified(|orders| {
             let new = Orders::Collect { interval };
             std::mem::replace(orders, new) != new

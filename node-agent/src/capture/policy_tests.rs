@@ -61,6 +61,7 @@ fn of(spec: serde_json::Value, namespaces: &Namespaces, sharing: Sharing) -> (BT
         places: &places(),
         host_netns: Some(HOST),
         sharing,
+        flow: policy::NETFLOW,
     };
     let (entries, switches) = wanted(&inputs, placement);
     (entries.into_iter().collect(), switches)
@@ -92,6 +93,7 @@ fn without_rules_only_other_nodes_pods_are_off() {
         places: &Places::default(),
         host_netns: Some(HOST),
         sharing: Sharing::Not,
+        flow: policy::NETFLOW,
     };
     let (entries, switches) = wanted(&inputs, placement);
     assert!(entries.is_empty() && !switches.asks);

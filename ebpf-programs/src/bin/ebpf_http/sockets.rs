@@ -1,0 +1,395 @@
+//! What each socket speaks, who uses it, and whether that is reported.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock,
+    helpers::{bpf_ktime_get_ns, generated},
+    programs::SkBuffContext,
+};
+use ebpf_common::{
+    http::{
+        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way,
+    },
+    net::policy,
+};
+use ebpf_programs::{
+    http::{LOOK, classify, verdict},
+    net::{is_loopback, is_v4},
+};
+
+use crate::{
+    capture::{self, hand_on},
+    kernel::{Probed, Process, current_process_by_task, current_task, owned_by_current, read, read_netns},
+    maps::{EVENTS, config, count, known, offsets, remember},
+    policy::bits,
+    segment::{Segment, cookie, ends, is_listening},
+};
+
+/// Segments of a connection older than the agent that may not tell what is spoken: parts of long bodies.
+const LOOKS: u16 = 256;
+/// User space may forget a socket that says nothing for longer.
+const PAUSE_NS: u64 = 60 * 1_000_000_000;
+/// Sequence numbers further apart than this are of no use.
+const FAR: i32 = 1 << 30;
+
+/// A segment passed a socket.
+#[inline(always)]
+pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) {
+    let mut sock = known(sk);
+    if sock.is_null() {
+        if segment.len == 0 || is_listening(sk) {
+            return;
+        }
+        sock = first_seen(ctx, sk, segment);
+        if sock.is_null() {
+            return;
+        }
+    }
+    // SAFETY: a live map value; two CPUs write to different fields of it, or the same to one.
+    let sock = unsafe { &mut *sock };
+    if sock.state == state::OTHER {
+        return;
+    }
+    let Some(config) = config() else { return };
+    let segment = &segment.again();
+    if sock.state == state::OFF {
+        if sock.generation == config.generation {
+            return;
+        }
+        // Switched on since, perhaps: as if older than the agent.
+        sock.fresh = 0;
+        sock.opened = 0;
+        sock.looks = 0;
+        sock.state = state::UNKNOWN;
+    }
+    if segment.len == 0 {
+        if sock.opened != 0 {
+            capture::ended(sock, segment);
+        }
+        return;
+    }
+    if !is_new(sk, sock, segment) {
+        return;
+    }
+    let begins = &raw mut sock.begins[(segment.way & 1) as usize];
+    // SAFETY: a field of a live map value, written and read as it says there.
+    let verdict = unsafe {
+        begins.write_volatile(what_begins(ctx, segment));
+        begins.read_volatile()
+    };
+    if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
+        return;
+    }
+    let now = now();
+    if !announce(ctx, sock, segment, verdict, now, config) {
+        return;
+    }
+    let segment = &segment.again();
+    capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
+    if segment.fin || segment.reset {
+        capture::ended(sock, segment);
+    }
+}
+
+/// Notes a socket that was not seen before.
+#[inline(always)]
+fn first_seen(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) -> *mut HttpSock {
+    // SAFETY: a full socket, as the helper demands.
+    let tcp = unsafe { generated::bpf_tcp_sock(sk) };
+    if tcp.is_null() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: checked for null; fields that the verifier allows.
+    let (rcv_nxt, snd_nxt, snd_una, received, acked) = unsafe {
+        (
+            (*tcp).rcv_nxt,
+            (*tcp).snd_nxt,
+            (*tcp).snd_una,
+            (*tcp).bytes_received,
+            (*tcp).bytes_acked,
+        )
+    };
+    // The SYN of the connecting side counts as an acknowledged byte.
+    let unused = received == 0 && acked <= 1 && snd_una == snd_nxt;
+    let mut first = HttpSock {
+        cookie: cookie(ctx),
+        task: 0,
+        last_ns: 0,
+        next: [snd_nxt, rcv_nxt],
+        head: [0; 2],
+        pid: 0,
+        looks: 0,
+        begins: [0; 2],
+        generation: 0,
+        state: state::UNKNOWN,
+        role: role::UNKNOWN,
+        opened: 0,
+        fresh: (unused && segment.seq == if segment.way == way::EGRESS { snd_nxt } else { rcv_nxt }) as u8,
+        eager: 0,
+        large: [0; 2],
+        _pad: 0,
+    };
+    let sock = remember(sk, &mut first);
+    if sock.is_null() {
+        count(stat::NO_STORAGE, 1);
+    }
+    sock
+}
+
+/// False for a segment of which all was seen before.
+#[inline(always)]
+fn is_new(sk: *mut bpf_sock, sock: &mut HttpSock, segment: &Segment) -> bool {
+    let next = if segment.way == way::EGRESS {
+        sock.next[0]
+    } else {
+        sock.next[1]
+    };
+    let end = segment.seq.wrapping_add(segment.len);
+    let ahead = segment.seq.wrapping_sub(next) as i32;
+    if ahead > FAR || ahead < -FAR {
+        return false;
+    }
+    if end.wrapping_sub(next) as i32 > 0 {
+        if segment.way == way::EGRESS {
+            sock.next[0] = end;
+        } else {
+            sock.next[1] = end;
+        }
+        return true;
+    }
+    if segment.way == way::EGRESS {
+        return false;
+    }
+    // Sent again, or overtaken by others on its way.
+    // SAFETY: a full socket, as the helper demands.
+    let tcp = unsafe { generated::bpf_tcp_sock(sk) };
+    // SAFETY: checked for null; a field that the verifier allows.
+    !tcp.is_null() && end.wrapping_sub(unsafe { (*tcp).rcv_nxt }) as i32 > 0
+}
+
+/// What begins with this segment.
+#[inline(always)]
+fn what_begins(ctx: &SkBuffContext, segment: &Segment) -> u8 {
+    let mut first = [0u8; LOOK];
+    let len = if segment.len >= LOOK as u32 {
+        LOOK as u32
+    } else {
+        segment.len
+    };
+    // SAFETY: the buffer has LOOK bytes.
+    if unsafe { capture::load::<LOOK>(ctx, segment.at, len, first.as_mut_ptr()) } == 0 {
+        return verdict::OTHER;
+    }
+    classify(&first, len)
+}
+
+/// Decides what the socket speaks, if this segment says; false if it is not followed, or not yet.
+#[inline(always)]
+fn find_out(sock: &mut HttpSock, segment: &Segment, verdict: u8) -> bool {
+    let sends = if segment.way == way::EGRESS {
+        role::CLIENT
+    } else {
+        role::SERVER
+    };
+    let answers = if segment.way == way::EGRESS {
+        role::SERVER
+    } else {
+        role::CLIENT
+    };
+    let fresh = sock.fresh != 0;
+    let (state, role) = match verdict {
+        verdict::REQUEST => (state::HTTP1, sends),
+        verdict::RESPONSE => (state::HTTP1, answers),
+        verdict::PREFACE => (state::HTTP2, sends),
+        // A server that is faster than its client.
+        verdict::SETTINGS if fresh => (state::HTTP2, answers),
+        verdict::SETTINGS | verdict::FRAMES if !fresh => (state::HTTP2, role::UNKNOWN),
+        // User space decides, when it has seen more. It is the client that begins.
+        verdict::NEED_MORE if fresh => (state::HTTP1, sends),
+        verdict::OTHER | verdict::NEED_MORE if !fresh && sock.looks < LOOKS => {
+            sock.looks += 1;
+            return false;
+        }
+        _ => {
+            sock.state = state::OTHER;
+            return false;
+        }
+    };
+    count(stat::ENDS, 1);
+    sock.role = role;
+    sock.state = state;
+    if verdict == verdict::NEED_MORE {
+        sock.head = [capture::HEAD_MAX; 2];
+    }
+    true
+}
+
+/// Tells user space of the socket and of who sends on it; false if it is not reported.
+#[inline(always)]
+fn announce(
+    ctx: &SkBuffContext,
+    sock: &mut HttpSock,
+    segment: &Segment,
+    verdict: u8,
+    now: u64,
+    config: &HttpConfig,
+) -> bool {
+    let pause = now.wrapping_sub(sock.last_ns) > PAUSE_NS;
+    sock.last_ns = now;
+    let asks = sock.generation != config.generation;
+    if sock.opened != 0 && !pause && !asks {
+        // Who sends is looked at where something begins.
+        if segment.way == way::EGRESS && (sock.pid == 0 || verdict != verdict::OTHER) {
+            return same_owner(ctx, sock, config);
+        }
+        return true;
+    }
+    let sk = sock_address(ctx);
+    let netns = read_netns(Probed(sk));
+    let sends = segment.way == way::EGRESS && owned_by_current(Probed(sk));
+    let process = if sends {
+        current_process_by_task(&config.net)
+    } else {
+        Process::NONE
+    };
+    let bits = bits(process.pid, process.cgroup, || netns, &config.net);
+    sock.generation = config.generation;
+    if bits & policy::HTTPFLOW == 0 {
+        leave(sock, segment, bits);
+        return false;
+    }
+    let Some((local, local_port, remote, remote_port)) = ends(ctx, segment) else {
+        return false;
+    };
+    if config.net.loopback == 0 && (is_loopback(&remote) || is_loopback(&local)) {
+        count(stat::SKIP_LOOPBACK, 1);
+        sock.state = state::OTHER;
+        return false;
+    }
+    if config.net.ipv6_disabled != 0 && !is_v4(&remote) {
+        count(stat::SKIP_IPV6, 1);
+        sock.state = state::OTHER;
+        return false;
+    }
+    let Some(mut entry) = EVENTS.reserve::<OpenEvent>(0) else {
+        count(stat::RING_FULL, 1);
+        return false;
+    };
+    let mut next = sock.next;
+    if segment.way == way::EGRESS {
+        next[0] = segment.seq;
+    } else if sock.opened == 0 && segment.seq.wrapping_sub(next[1]) as i32 <= 0 {
+        next[1] = segment.seq;
+    }
+    let open = entry.as_mut_ptr();
+    // SAFETY: reserved memory of exactly this type, written whole, member by member to spare the stack.
+    unsafe {
+        (*open).head = head(event::OPEN, sock.cookie, now);
+        (*open).tuple.local = local;
+        (*open).tuple.remote = remote;
+        (*open).tuple.local_port = local_port;
+        (*open).tuple.remote_port = remote_port;
+        (*open).tuple.netns = netns;
+        (*open).next = next;
+        (*open).pid = process.pid;
+        (*open).role = sock.role;
+        (*open).fresh = sock.fresh;
+        (*open)._pad = [0; 2];
+        (*open).comm = process.comm;
+        (*open).cgroup = process.cgroup;
+    }
+    hand_on(entry);
+    sock.opened = 1;
+    if sends {
+        sock.task = current_task();
+        sock.pid = process.pid;
+    }
+    true
+}
+
+/// Tells if another process sends now; false if that one's is not reported.
+#[inline(always)]
+fn same_owner(ctx: &SkBuffContext, sock: &mut HttpSock, config: &HttpConfig) -> bool {
+    let sk = sock_address(ctx);
+    if !owned_by_current(Probed(sk)) {
+        return true;
+    }
+    let task = current_task();
+    if task == sock.task {
+        return true;
+    }
+    let process = current_process_by_task(&config.net);
+    sock.task = task;
+    if process.pid == sock.pid {
+        return true;
+    }
+    sock.pid = process.pid;
+    let netns = read_netns(Probed(sk));
+    let bits = bits(process.pid, process.cgroup, || netns, &config.net);
+    if bits & policy::HTTPFLOW == 0 {
+        leave(sock, &Segment::none(way::EGRESS), bits);
+        return false;
+    }
+    let Some(mut entry) = EVENTS.reserve::<OwnerEvent>(0) else {
+        count(stat::RING_FULL, 1);
+        // To be told with the next one.
+        sock.task = 0;
+        sock.pid = 0;
+        return true;
+    };
+    let owner = entry.as_mut_ptr();
+    // SAFETY: reserved memory of exactly this type, written whole.
+    unsafe {
+        (*owner).head = head(event::OWNER, sock.cookie, now());
+        (*owner).pid = process.pid;
+        (*owner)._pad = 0;
+        (*owner).comm = process.comm;
+        (*owner).cgroup = process.cgroup;
+    }
+    hand_on(entry);
+    true
+}
+
+/// The socket is switched off.
+#[inline(always)]
+fn leave(sock: &mut HttpSock, segment: &Segment, bits: u32) {
+    count(
+        if bits & policy::OTHER_NODE != 0 {
+            stat::SKIP_OTHER_NODE
+        } else {
+            stat::SKIP_POLICY
+        },
+        1,
+    );
+    if sock.opened != 0 {
+        capture::mark(sock, segment, flag::DROPPED);
+    }
+    sock.state = state::OFF;
+}
+
+/// Start of an event.
+#[inline(always)]
+pub(crate) fn head(kind: u16, cookie: u64, time_ns: u64) -> EventHead {
+    EventHead {
+        version: EVENT_VERSION,
+        kind,
+        _pad: 0,
+        cookie,
+        time_ns,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Address of the packet's `struct sock`, as a number.
+///
+/// At run time the context is the kernel's `struct sk_buff`, so its `sk` member is read at the offset that BTF gives. The
+/// ingress hook sets it for as long as programs run.
+#[inline(always)]
+fn sock_address(ctx: &SkBuffContext) -> u64 {
+    read(ctx.as_ptr() as u64, offsets().skb_sk)
+}
