@@ -582,6 +582,8 @@ pub struct NetOffsets {
     pub min_flt: u32,
     /// `task_struct.maj_flt` (unsigned long)
     pub maj_flt: u32,
+    /// `task_struct.start_time` (u64, monotonic nanoseconds)
+    pub start_time: u32,
     /// `task_struct.files`
     pub files: u32,
     /// `files_struct.fdt`
@@ -651,7 +653,7 @@ const _: () = {
     assert!(size_of::<Executed>() == 16);
     assert!(size_of::<UdpLast>() == 80);
     assert!(size_of::<NetConfig>() == 72);
-    assert!(size_of::<NetOffsets>() == 55 * 4);
+    assert!(size_of::<NetOffsets>() == 56 * 4);
 };
 
 // === impl SampleBlock ===
@@ -701,6 +703,7 @@ impl NetOffsets {
         nvcsw: ABSENT,
         min_flt: ABSENT,
         maj_flt: ABSENT,
+        start_time: ABSENT,
         files: ABSENT,
         fdt: ABSENT,
         fd_array: ABSENT,

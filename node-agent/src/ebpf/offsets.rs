@@ -71,6 +71,7 @@ pub fn net_offsets(types: &KernelTypes, cgroups: &CgroupHierarchy) -> (NetOffset
         nvcsw: find("task_struct.nvcsw", &[("task_struct", "nvcsw")]),
         min_flt: find("task_struct.min_flt", &[("task_struct", "min_flt")]),
         maj_flt: find("task_struct.maj_flt", &[("task_struct", "maj_flt")]),
+        start_time: find("task_struct.start_time", &[("task_struct", "start_time")]),
         files: find("task_struct.files", &[("task_struct", "files")]),
         fdt: find("files_struct.fdt", &[("files_struct", "fdt")]),
         fd_array: find("fdtable.fd", &[("fdtable", "fd")]),

@@ -11,8 +11,8 @@ use ebpf_programs::net::state;
 
 use crate::{
     kernel::{
-        Memory, Probed, Process, current_process_by_task, current_task, page_faults, read, read_addresses, read_netns,
-        sock_of_fd, tcp_of, voluntary_switches,
+        Memory, Probed, Process, current_process_by_task, current_task, forked_at, page_faults, read, read_addresses,
+        read_netns, sock_of_fd, tcp_of, voluntary_switches,
     },
     maps::{CONNS, EXECUTED, INHERITED, LAST_ACCEPT, config, offsets},
     policy::{bits, is_on},
@@ -134,9 +134,12 @@ pub(crate) fn process_exec(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// True if the process has not run since its execve, which closes descriptors after that hook.
+/// True if the process was forked after `since` and has not run since its execve, which closes descriptors after that hook.
 #[inline(always)]
-pub(crate) fn executed_just_now(pid: u32) -> bool {
+pub(crate) fn executed_just_now(pid: u32, since: u64) -> bool {
+    if forked_at(current_task()) <= since {
+        return false;
+    }
     let Some(executed) = EXECUTED.get_ptr(pid) else {
         return false;
     };

@@ -355,6 +355,12 @@ pub(crate) fn voluntary_switches(task: u64) -> u64 {
     read(task, offsets().nvcsw)
 }
 
+/// When a task was forked, monotonic nanoseconds.
+#[inline(always)]
+pub(crate) fn forked_at(task: u64) -> u64 {
+    read(task, offsets().start_time)
+}
+
 /// Page faults of a task. After an execve, the first instruction of the new program makes one: nothing of it is mapped.
 #[inline(always)]
 pub(crate) fn page_faults(task: u64) -> u64 {

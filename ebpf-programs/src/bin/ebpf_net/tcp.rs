@@ -338,10 +338,10 @@ fn note_closer(tcp: Typed, conn: &mut Conn, config: &NetConfig) {
     {
         return;
     }
-    if conn.owner_pid != closer.pid && executed_just_now(closer.pid) {
+    if executed_just_now(closer.pid, conn.id) {
         // A child that was forked for something else held copies of all descriptors until its execve, and of this one the
-        // last. Whoever used it closed it before.
-        if conn.owner_pid != 0 {
+        // last. Whoever used it closed it before. The child may have been found as its only holder meanwhile.
+        if conn.owner_pid != 0 && conn.owner_pid != closer.pid {
             return;
         }
         closer = parent_process(config);
