@@ -22,14 +22,16 @@ use crate::{
 
 /// Bytes that are captured in search of a head's end.
 pub(crate) const HEAD_MAX: u32 = 16 * 1024;
+/// Bytes of a short request.
+const TINY: usize = 80;
 /// Bytes of a head that most events have room for.
-const SMALL: usize = 256;
+const SMALL: usize = 240;
 /// And larger ones.
 const LARGE: usize = 768;
 /// And a whole segment as it is on most links.
 const SEGMENT: usize = 1536;
 /// Bytes captured of a segment that begins nothing.
-const GLIMPSE: usize = 32;
+const GLIMPSE: usize = 16;
 /// Bytes behind a head that are captured with it: the size of the first chunk, and the next message's first word.
 const BEHIND: u32 = 24;
 const BPF_RB_AVAIL_DATA: u64 = 0;
@@ -68,7 +70,9 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<
         }
         let large = if egress { sock.large[0] } else { sock.large[1] };
         let mut found = Found::Further;
-        if large == 0 {
+        if segment.len <= TINY as u32 {
+            found = head_part::<TINY>(ctx, sock, passing, verdict);
+        } else if large == 0 {
             found = head_part::<SMALL>(ctx, sock, passing, verdict);
             if let Found::Further = found {
                 if egress {
