@@ -36,6 +36,8 @@ const fn word(text: &[u8]) -> Word {
     while at < 8 {
         bytes <<= 8;
         mask <<= 8;
+        // As a constant there is no other way to look at a byte.
+        #[allow(clippy::indexing_slicing, reason = "the index is checked, and at compile time")]
         if at < text.len() {
             bytes |= text[at] as u64;
             mask |= 0xff;
@@ -141,13 +143,10 @@ fn response(first: &[u8; LOOK], len: u32) -> u8 {
 
 #[inline(always)]
 fn request(first: &[u8; LOOK], start: u64, there: u64, len: u32) -> u8 {
-    let mut number = 0;
-    while number < METHODS.len() {
-        let method = METHODS[number];
+    for (number, method) in METHODS.iter().enumerate() {
         if (start ^ method.bytes) & method.mask & there == 0 {
             return after_method(first, len, method.len, number);
         }
-        number += 1;
     }
     verdict::OTHER
 }
@@ -217,7 +216,7 @@ fn frame(first: &[u8; LOOK], len: u32) -> u8 {
         return verdict::OTHER;
     }
     if kind == 4 {
-        return if payload % 6 == 0 {
+        return if payload.is_multiple_of(6) {
             verdict::SETTINGS
         } else {
             verdict::OTHER
@@ -231,14 +230,14 @@ fn frame(first: &[u8; LOOK], len: u32) -> u8 {
 pub fn line_feeds(eight: u64) -> u64 {
     const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
     let other = eight ^ 0x0a0a_0a0a_0a0a_0a0a;
-    !((other & LOW) + LOW | other | LOW)
+    !(((other & LOW) + LOW) | other | LOW)
 }
 
 /// Marks the line feeds that end an empty line: those two bytes behind another. `before` are those of the eight bytes
 /// before.
 #[inline(always)]
 pub fn empty_lines(now: u64, before: u64) -> u64 {
-    now & (now << 16 | before >> 48)
+    now & ((now << 16) | (before >> 48))
 }
 
 /// The place of the first mark in eight bytes; 7 if there is none.

@@ -9,7 +9,7 @@ use crate::net::{NetConfig, Tuple};
 /// Version of the event layouts; a reader refuses others.
 pub const EVENT_VERSION: u16 = 1;
 /// Bytes of the end of a segment that come along where its middle is left out.
-pub const TAIL: usize = 16;
+pub const TAIL: usize = 8;
 /// Bytes of one segment that are captured at most, in several events.
 pub const SEGMENT_MAX: u32 = PART as u32 * PARTS;
 /// Bytes of a segment in one event at most.
@@ -239,7 +239,7 @@ const _: () = {
     assert!(size_of::<EventHead>() == 24);
     assert!(size_of::<OpenEvent>() == 104);
     assert!(size_of::<OwnerEvent>() == 56);
-    assert!(size_of::<DataHead>() == 56);
+    assert!(size_of::<DataHead>() == 48);
     assert!(size_of::<HttpSock>() == 64);
     assert!(size_of::<HttpConfig>() == 80);
 };

@@ -9,3 +9,5 @@ pub mod ebpf_net;
 mod ends;
 pub mod http;
 mod policy;
+#[cfg(test)]
+mod test_pods;

@@ -6,7 +6,7 @@ use std::{
     io::Read as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use records::Direction;
@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use testkit::traffic::netns::Side;
 
 use crate::{
-    dns_net::{A, AAAA, DNSMASQ, DnsNet, Group, Outcome, PORT, SERVER, ask, ask_tcp, serve_here},
+    dns_net::{A, AAAA, DNSMASQ, DnsNet, Group, Outcome, PORT, SERVER, ask, ask_many, ask_tcp, serve, serve_here},
     live::{Api, Far, spec},
+    nat_net::{BACKEND_PORT, NatNet, Place, service},
     process::{Agent, Rights, directory, doctor},
 };
 
@@ -351,4 +352,102 @@ fn what_is_switched_off_is_not_reported() {
         "it went on: {}",
         agent.log()
     );
+}
+
+/// Look-ups that leave their own namespace translated: the answer comes from the end that was dialled, the query goes to another.
+#[test]
+#[ignore = "native: needs root"]
+fn look_ups_of_a_translated_server_find_their_answers() {
+    let net = NatNet::up("dns-nat");
+    for (ip, v6) in [
+        ("10.78.2.2", false),
+        ("10.78.2.3", false),
+        ("fd78:2::2", true),
+        ("fd78:2::3", true),
+    ] {
+        let address = SocketAddr::new(ip.parse().unwrap(), BACKEND_PORT);
+        assert_eq!(address.is_ipv6(), v6);
+        net.inside(Place::Back, || serve(address));
+    }
+    let directory = directory();
+    let proc = format!("--host-proc={}", net.proc(directory.path()).display());
+    let ports = format!("--dns-ports={},{BACKEND_PORT}", service(false).port());
+    let plugins = "--enabled-plugins=ebpf-net,ebpf-conntrack";
+    let agent = Agent::start(Rights::Own, directory.path(), &[plugins, &proc, &ports]);
+    agent.wait_until("connection tracking is followed", |agent| {
+        agent
+            .features()
+            .iter()
+            .any(|(feature, _)| feature.name == "ebpf-conntrack")
+    });
+    for place in [Place::Pod, Place::Node] {
+        for v6 in [false, true] {
+            net.inside(place, || {
+                for id in 0..6 {
+                    for connected in [true, false] {
+                        let name = if id == 5 { "nx.example" } else { "slow-20.example" };
+                        ask(service(v6), connected, id, name, A, &[LONG]).unwrap();
+                    }
+                    ask_tcp(service(v6), &[(id, "fast.example", A)], 1);
+                }
+            });
+        }
+    }
+    // Long enough for one that found no answer to be given up.
+    std::thread::sleep(Duration::from_secs(8));
+    agent.stop();
+    let mut sums: BTreeMap<(String, IpAddr, i64), i64> = BTreeMap::new();
+    for row in rows(directory.path())
+        .iter()
+        .filter(|row| row["direction"] == "outgoing")
+    {
+        let server: IpAddr = text(row, "dst_ip").parse().unwrap();
+        assert_eq!(text(row, "dst_port"), service(false).port().to_string(), "{row}");
+        *sums
+            .entry((text(row, "transport"), server, number(row, "rcode")))
+            .or_default() += number(row, "count");
+    }
+    let expected = [false, true].iter().flat_map(|v6| {
+        let ip = service(*v6).ip();
+        [("tcp", 0, 12), ("udp", 0, 20), ("udp", 3, 4)]
+            .map(|(transport, rcode, count)| ((transport.to_owned(), ip, rcode), count))
+    });
+    assert_eq!(sums, expected.collect());
+}
+
+#[test]
+#[ignore = "native: needs root"]
+fn a_busy_server_loses_nothing() {
+    const CLIENTS: u16 = 8;
+    const EACH: u16 = 2_500;
+    let directory = directory();
+    let server = serve_here();
+    let ports = format!("--dns-ports={}", server.port());
+    let agent = Agent::start(Rights::Own, directory.path(), &[&ports]);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| ask_many(server, EACH));
+        }
+    });
+    let took = begun.elapsed();
+    let expected = i64::from(CLIENTS) * i64::from(EACH);
+    let told = |direction: &str| -> i64 {
+        let rows = rows(directory.path());
+        let rows = rows
+            .iter()
+            .filter(|row| row["direction"] == direction && row["rcode"] == 0);
+        rows.map(|row| number(row, "count")).sum()
+    };
+    agent.wait_until("all of them are told", |_| told("outgoing") >= expected);
+    let ledger = agent.ledger();
+    println!(
+        "{expected} look-ups at both ends in {took:?}: {:?}",
+        ledger["capture.dns"]
+    );
+    agent.stop();
+    assert_eq!((told("outgoing"), told("incoming")), (expected, expected));
+    for stage in ["capture.dns", "agent.dnsflow"] {
+        assert_eq!(ledger[stage].lost.values().sum::<u64>(), 0, "{:?}", ledger[stage]);
+    }
 }

@@ -67,11 +67,7 @@ impl DnsNet {
         thread::sleep(Duration::from_secs(2));
         for address in SERVER {
             let address = SocketAddr::new(address.parse().unwrap(), PORT);
-            let (socket, listener) = in_side(&net, Side::B, || {
-                (UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap())
-            });
-            serve_udp(socket);
-            serve_tcp(listener);
+            in_side(&net, Side::B, || serve(address));
         }
         let mut command = Command::new("ip");
         command
@@ -336,7 +332,13 @@ fn answer(query: &[u8], tcp: bool, seen: &Mutex<HashSet<Vec<u8>>>) -> (Duration,
     (Duration::from_millis(delay.parse().unwrap_or(0)), Some(out))
 }
 
-/// The same server on a loopback address.
+/// Serves both transports at an address of this thread's namespace.
+pub fn serve(address: SocketAddr) {
+    serve_udp(UdpSocket::bind(address).unwrap());
+    serve_tcp(TcpListener::bind(address).unwrap());
+}
+
+/// The same server, over UDP, on a loopback address.
 pub fn serve_here() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -350,6 +352,10 @@ fn serve_udp(socket: UdpSocket) {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             if let (delay, Some(out)) = answer(&buffer[..length], false, &seen) {
+                if delay.is_zero() {
+                    let _ = socket.send_to(&out, from);
+                    continue;
+                }
                 let socket = Arc::clone(&socket);
                 thread::spawn(move || {
                     thread::sleep(delay);
@@ -448,6 +454,18 @@ pub fn ask(to: SocketAddr, connected: bool, id: u16, name: &str, kind: u16, wait
         }
     }
     None
+}
+
+/// Asks so many questions one after the other from one socket.
+pub fn ask_many(to: SocketAddr, count: u16) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(to).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 512];
+    for id in 0..count {
+        socket.send(&query(id, "now.example", A)).unwrap();
+        socket.recv(&mut buffer).unwrap();
+    }
 }
 
 /// Asks all of it on one connection, written in two parts that cut a message, and waits for as many answers.

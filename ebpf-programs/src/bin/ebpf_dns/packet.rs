@@ -48,6 +48,11 @@ struct Seen {
 
 #[inline(always)]
 fn look(ctx: &SkBuffContext, way: u8) {
+    // Nearly all packets end here.
+    let Some(transport) = transport(ctx) else { return };
+    if !watched(transport.source) && !watched(transport.destination) {
+        return;
+    }
     let Some(config) = CONFIG.get(0) else { return };
     if config.on == 0 {
         return;
@@ -56,7 +61,7 @@ fn look(ctx: &SkBuffContext, way: u8) {
         head: PacketHead {
             version: EVENT_VERSION,
             captured: 0,
-            protocol: 0,
+            protocol: transport.protocol,
             flags: way,
             _pad: 0,
             time_ns: 0,
@@ -71,11 +76,10 @@ fn look(ctx: &SkBuffContext, way: u8) {
                 netns: 0,
             },
         },
-        at: 0,
+        at: transport.at,
         _pad: 0,
     };
-    if parse(ctx, &mut seen).is_none() || !(watched(seen.head.tuple.remote_port) || watched(seen.head.tuple.local_port))
-    {
+    if !ends(ctx, &transport, &mut seen) {
         return;
     }
     forget(&mut seen);
@@ -102,9 +106,18 @@ fn watched(port: u16) -> bool {
         .is_some_and(|word| word >> (port & 63) & 1 != 0)
 }
 
-/// Reads addresses and ports. `None` for everything but TCP and UDP.
+/// The transport's header.
+struct Transport {
+    protocol: u8,
+    /// Its offset.
+    at: u32,
+    source: u16,
+    destination: u16,
+}
+
+/// Finds the transport's header. `None` for everything but TCP and UDP.
 #[inline(always)]
-fn parse(ctx: &SkBuffContext, seen: &mut Seen) -> Option<()> {
+fn transport(ctx: &SkBuffContext) -> Option<Transport> {
     // SAFETY: plain context reads; the verifier turns them into packet pointers.
     let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
     if data + 28 > end {
@@ -112,55 +125,41 @@ fn parse(ctx: &SkBuffContext, seen: &mut Seen) -> Option<()> {
     }
     // SAFETY: bounds checked against data_end just above, as the verifier demands.
     let head = unsafe { *(data as *const u8) };
-    let (source, destination, ports): ([u8; 16], [u8; 16], [u8; 4]);
+    let (mut protocol, mut at, ports): (u8, u32, [u8; 4]);
     if head >> 4 == 4 {
         // SAFETY: within the 28 bytes checked.
-        seen.head.protocol = unsafe { *((data + 9) as *const u8) };
-        if seen.head.protocol != UDP && seen.head.protocol != TCP {
+        protocol = unsafe { *((data + 9) as *const u8) };
+        if protocol != UDP && protocol != TCP {
             return None;
         }
-        // SAFETY: within the 28 bytes checked; byte arrays have no alignment.
-        unsafe {
-            source = mapped(*((data + 12) as *const [u8; 4]));
-            destination = mapped(*((data + 16) as *const [u8; 4]));
-        }
-        seen.at = (head & 0x0f) as u32 * 4;
+        at = (head & 0x0f) as u32 * 4;
         // SAFETY: as above: without options the ports follow the 20-byte header.
-        ports = if seen.at == 20 {
+        ports = if at == 20 {
             unsafe { *((data + 20) as *const [u8; 4]) }
         } else {
-            ctx.load(seen.at as usize).ok()?
+            ctx.load(at as usize).ok()?
         };
     } else {
         if data + 48 > end {
             return None;
         }
-        // SAFETY: within the 48 bytes checked; byte arrays have no alignment.
-        unsafe {
-            seen.head.protocol = *((data + 6) as *const u8);
-            source = *((data + 8) as *const [u8; 16]);
-            destination = *((data + 24) as *const [u8; 16]);
-        }
-        seen.at = 40;
-        if seen.head.protocol == UDP || seen.head.protocol == TCP {
+        // SAFETY: within the 48 bytes checked.
+        protocol = unsafe { *((data + 6) as *const u8) };
+        at = 40;
+        if protocol == UDP || protocol == TCP {
             // SAFETY: within the 48 bytes checked.
             ports = unsafe { *((data + 40) as *const [u8; 4]) };
         } else {
-            skip_extensions(ctx, seen)?;
-            ports = ctx.load(seen.at as usize).ok()?;
+            (protocol, at) = skip_extensions(ctx, protocol)?;
+            ports = ctx.load(at as usize).ok()?;
         }
     }
-    let source_port = u16::from_be_bytes([ports[0], ports[1]]);
-    let destination_port = u16::from_be_bytes([ports[2], ports[3]]);
-    let tuple = &mut seen.head.tuple;
-    if seen.head.flags == flag::EGRESS {
-        (tuple.local, tuple.remote) = (source, destination);
-        (tuple.local_port, tuple.remote_port) = (source_port, destination_port);
-    } else {
-        (tuple.local, tuple.remote) = (destination, source);
-        (tuple.local_port, tuple.remote_port) = (destination_port, source_port);
-    }
-    Some(())
+    Some(Transport {
+        protocol,
+        at,
+        source: u16::from_be_bytes([ports[0], ports[1]]),
+        destination: u16::from_be_bytes([ports[2], ports[3]]),
+    })
 }
 
 #[inline(always)]
@@ -169,20 +168,56 @@ fn is_extension(next: u8) -> bool {
     next == 0 || next == 43 || next == 44 || next == 60
 }
 
-/// Finds the transport's header behind at most three IPv6 extension headers.
+/// Protocol and offset of the header behind at most three IPv6 extension headers.
 #[inline(always)]
-fn skip_extensions(ctx: &SkBuffContext, seen: &mut Seen) -> Option<()> {
-    let mut next = seen.head.protocol;
+fn skip_extensions(ctx: &SkBuffContext, mut next: u8) -> Option<(u8, u32)> {
+    let mut at = 40;
     for _ in 0..3 {
         if !is_extension(next) {
             break;
         }
-        let head: [u8; 2] = ctx.load(seen.at as usize).ok()?;
-        seen.at += if next == 44 { 8 } else { (head[1] as u32 + 1) * 8 };
+        let head: [u8; 2] = ctx.load(at as usize).ok()?;
+        at += if next == 44 { 8 } else { (head[1] as u32 + 1) * 8 };
         next = head[0];
     }
-    seen.head.protocol = next;
-    (next == UDP || next == TCP).then_some(())
+    (next == UDP || next == TCP).then_some((next, at))
+}
+
+/// Reads the addresses, and says which end is the local one; false if there are none.
+#[inline(always)]
+fn ends(ctx: &SkBuffContext, transport: &Transport, seen: &mut Seen) -> bool {
+    // SAFETY: plain context reads; the verifier turns them into packet pointers.
+    let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if data + 28 > end {
+        return false;
+    }
+    let (source, destination): ([u8; 16], [u8; 16]);
+    // SAFETY: bounds checked against data_end just above, as the verifier demands.
+    if unsafe { *(data as *const u8) } >> 4 == 4 {
+        // SAFETY: within the 28 bytes checked; byte arrays have no alignment.
+        unsafe {
+            source = mapped(*((data + 12) as *const [u8; 4]));
+            destination = mapped(*((data + 16) as *const [u8; 4]));
+        }
+    } else {
+        if data + 48 > end {
+            return false;
+        }
+        // SAFETY: within the 48 bytes checked; byte arrays have no alignment.
+        unsafe {
+            source = *((data + 8) as *const [u8; 16]);
+            destination = *((data + 24) as *const [u8; 16]);
+        }
+    }
+    let tuple = &mut seen.head.tuple;
+    if seen.head.flags == flag::EGRESS {
+        (tuple.local, tuple.remote) = (source, destination);
+        (tuple.local_port, tuple.remote_port) = (transport.source, transport.destination);
+    } else {
+        (tuple.local, tuple.remote) = (destination, source);
+        (tuple.local_port, tuple.remote_port) = (transport.destination, transport.source);
+    }
+    true
 }
 
 /// Finds out the rest of what is told; false if there is nothing to tell.

@@ -22,14 +22,16 @@ use crate::{
 
 /// Bytes that are captured in search of a head's end.
 pub(crate) const HEAD_MAX: u32 = 16 * 1024;
+/// Bytes of a short request.
+const TINY: usize = 80;
 /// Bytes of a head that most events have room for.
-const SMALL: usize = 256;
+const SMALL: usize = 240;
 /// And larger ones.
 const LARGE: usize = 768;
 /// And a whole segment as it is on most links.
 const SEGMENT: usize = 1536;
 /// Bytes captured of a segment that begins nothing.
-const GLIMPSE: usize = 32;
+const GLIMPSE: usize = 16;
 /// Bytes behind a head that are captured with it: the size of the first chunk, and the next message's first word.
 const BEHIND: u32 = 24;
 const BPF_RB_AVAIL_DATA: u64 = 0;
@@ -68,7 +70,9 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<
         }
         let large = if egress { sock.large[0] } else { sock.large[1] };
         let mut found = Found::Further;
-        if large == 0 {
+        if segment.len <= TINY as u32 {
+            found = head_part::<TINY>(ctx, sock, passing, verdict);
+        } else if large == 0 {
             found = head_part::<SMALL>(ctx, sock, passing, verdict);
             if let Found::Further = found {
                 if egress {
@@ -96,22 +100,17 @@ pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<
 #[inline(always)]
 pub(crate) fn ended(sock: &HttpSock, segment: &Segment) {
     let flags = if segment.reset { flag::RESET } else { flag::FIN };
-    mark(sock, segment, flags);
+    mark(sock, segment.way, segment.seq.wrapping_add(segment.len), flags);
 }
 
 /// An event without bytes.
 #[inline(always)]
-pub(crate) fn mark(sock: &HttpSock, segment: &Segment, flags: u8) {
+pub(crate) fn mark(sock: &HttpSock, way: u8, seq: u32, flags: u8) {
     let Some(mut entry) = EVENTS.reserve::<DataHead>(0) else {
         return count(stat::RING_FULL, 1);
     };
-    let passing = Passing { segment, now: now() };
     // SAFETY: reserved memory of that size.
-    unsafe {
-        let event = entry.as_mut_ptr();
-        write_head(event, sock, &passing, segment.len, 0, 0);
-        (*event).flags = flags;
-    }
+    unsafe { write_head(entry.as_mut_ptr(), sock, now(), seq, way, flags, 0, 0) };
     hand_on(entry);
 }
 
@@ -187,7 +186,17 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Pas
             entry.discard(BPF_RB_NO_WAKEUP as u64);
             return found;
         }
-        write_head(&raw mut (*event).head, sock, passing, 0, segment.len, captured);
+        let head = &raw mut (*event).head;
+        write_head(
+            head,
+            sock,
+            passing.now,
+            segment.seq,
+            segment.way,
+            0,
+            segment.len,
+            captured,
+        );
         if segment.len - captured >= TAIL as u32 {
             load_tail(ctx, segment.at + segment.len - TAIL as u32, &raw mut (*event).head);
         }
@@ -247,7 +256,8 @@ fn part<const N: usize>(
     // SAFETY: reserved memory of that size.
     unsafe {
         let taken = load::<N>(ctx, segment.at + offset, len, (&raw mut (*event).bytes).cast());
-        write_head(&raw mut (*event).head, sock, passing, offset, len, taken);
+        let (head, seq) = (&raw mut (*event).head, segment.seq.wrapping_add(offset));
+        write_head(head, sock, passing.now, seq, segment.way, 0, len, taken);
         if tail && len - taken >= TAIL as u32 {
             load_tail(ctx, segment.at + offset + len - TAIL as u32, &raw mut (*event).head);
         }
@@ -260,26 +270,41 @@ fn part<const N: usize>(
 /// # Safety
 /// `event` is writable.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the members of what it writes")]
 unsafe fn write_head(
     event: *mut DataHead,
     sock: &HttpSock,
-    passing: &Passing<'_>,
-    offset: u32,
+    now: u64,
+    seq: u32,
+    way: u8,
+    flags: u8,
     len: u32,
     captured: u32,
 ) {
-    let segment = passing.segment;
     // SAFETY: as demanded of the caller.
     unsafe {
-        (*event).head = head(event::DATA, sock.cookie, passing.now);
-        (*event).seq = segment.seq.wrapping_add(offset);
-        (*event).len = len;
-        (*event).captured = captured;
-        (*event).way = segment.way;
-        (*event).flags = 0;
+        (*event).head = head(event::DATA, sock.cookie, now);
+        (*event).seq = seq;
+        // One by one: two that are zero would be cleared by a call.
+        (&raw mut (*event).len).write_volatile(len);
+        (&raw mut (*event).captured).write_volatile(captured);
+        (*event).way = way;
+        (*event).flags = flags;
         (*event).tail = 0;
         (*event)._pad = 0;
-        (*event).end = [0; TAIL];
+        clear::<{ TAIL / 8 }>((&raw mut (*event).end).cast());
+    }
+}
+
+/// Clears `N` words. Plain code for that becomes a call, which takes a part of the stack.
+///
+/// # Safety
+/// `words` is writable for as many.
+#[inline(always)]
+pub(crate) unsafe fn clear<const N: usize>(words: *mut u64) {
+    for number in 0..N {
+        // SAFETY: as demanded of the caller.
+        unsafe { words.add(number).write_volatile(0) };
     }
 }
 

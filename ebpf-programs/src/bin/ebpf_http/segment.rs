@@ -35,20 +35,6 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Nothing, going that way.
-    pub(crate) const fn none(way: u8) -> Self {
-        Self {
-            way,
-            fin: false,
-            reset: false,
-            seq: 0,
-            len: 0,
-            at: 0,
-            l4: 0,
-            v6: false,
-        }
-    }
-
     /// The same, by way of the kernel: for the verifier its numbers are unknown ones, so that it need not follow each way
     /// to them.
     #[inline(always)]
@@ -58,7 +44,7 @@ impl Segment {
         unsafe {
             let (to, from) = (again.as_mut_ptr().cast(), core::ptr::from_ref(self).cast());
             if generated::bpf_probe_read_kernel(to, size_of::<Self>() as u32, from) < 0 {
-                return Self::none(self.way);
+                return Self { len: 0, ..*self };
             }
             again.assume_init()
         }

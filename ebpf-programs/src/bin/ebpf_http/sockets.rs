@@ -1,5 +1,7 @@
 //! What each socket speaks, who uses it, and whether that is reported.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock,
@@ -111,25 +113,17 @@ fn first_seen(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) -> *mut
     };
     // The SYN of the connecting side counts as an acknowledged byte.
     let unused = received == 0 && acked <= 1 && snd_una == snd_nxt;
-    let mut first = HttpSock {
-        cookie: cookie(ctx),
-        task: 0,
-        last_ns: 0,
-        next: [snd_nxt, rcv_nxt],
-        head: [0; 2],
-        pid: 0,
-        looks: 0,
-        begins: [0; 2],
-        generation: 0,
-        state: state::UNKNOWN,
-        role: role::UNKNOWN,
-        opened: 0,
-        fresh: (unused && segment.seq == if segment.way == way::EGRESS { snd_nxt } else { rcv_nxt }) as u8,
-        eager: 0,
-        large: [0; 2],
-        _pad: 0,
+    let next = if segment.way == way::EGRESS { snd_nxt } else { rcv_nxt };
+    let mut first = MaybeUninit::<HttpSock>::uninit();
+    // SAFETY: integers only, of which zero is a valid value; all are cleared.
+    let first = unsafe {
+        capture::clear::<{ size_of::<HttpSock>() / 8 }>(first.as_mut_ptr().cast());
+        first.assume_init_mut()
     };
-    let sock = remember(sk, &mut first);
+    first.cookie = cookie(ctx);
+    first.next = [snd_nxt, rcv_nxt];
+    first.fresh = (unused && segment.seq == next) as u8;
+    let sock = remember(sk, first);
     if sock.is_null() {
         count(stat::NO_STORAGE, 1);
     }
@@ -170,17 +164,21 @@ fn is_new(sk: *mut bpf_sock, sock: &mut HttpSock, segment: &Segment) -> bool {
 /// What begins with this segment.
 #[inline(always)]
 fn what_begins(ctx: &SkBuffContext, segment: &Segment) -> u8 {
-    let mut first = [0u8; LOOK];
     let len = if segment.len >= LOOK as u32 {
         LOOK as u32
     } else {
         segment.len
     };
-    // SAFETY: the buffer has LOOK bytes.
-    if unsafe { capture::load::<LOOK>(ctx, segment.at, len, first.as_mut_ptr()) } == 0 {
-        return verdict::OTHER;
+    let mut first = MaybeUninit::<[u64; LOOK / 8]>::uninit();
+    // SAFETY: the buffer has LOOK bytes; cleared, it may be read, and bytes may have any value.
+    unsafe {
+        let bytes: *mut [u8; LOOK] = first.as_mut_ptr().cast();
+        capture::clear::<{ LOOK / 8 }>(bytes.cast());
+        if capture::load::<LOOK>(ctx, segment.at, len, bytes.cast()) == 0 {
+            return verdict::OTHER;
+        }
+        classify(&*bytes, len)
     }
-    classify(&first, len)
 }
 
 /// Decides what the socket speaks, if this segment says; false if it is not followed, or not yet.
@@ -255,7 +253,7 @@ fn announce(
     let bits = bits(process.pid, process.cgroup, || netns, &config.net);
     sock.generation = config.generation;
     if bits & policy::HTTPFLOW == 0 {
-        leave(sock, segment, bits);
+        leave(sock, segment.way, bits);
         return false;
     }
     let Some((local, local_port, remote, remote_port)) = ends(ctx, segment) else {
@@ -327,7 +325,7 @@ fn same_owner(ctx: &SkBuffContext, sock: &mut HttpSock, config: &HttpConfig) -> 
     let netns = read_netns(Probed(sk));
     let bits = bits(process.pid, process.cgroup, || netns, &config.net);
     if bits & policy::HTTPFLOW == 0 {
-        leave(sock, &Segment::none(way::EGRESS), bits);
+        leave(sock, way::EGRESS, bits);
         return false;
     }
     let Some(mut entry) = EVENTS.reserve::<OwnerEvent>(0) else {
@@ -352,7 +350,7 @@ fn same_owner(ctx: &SkBuffContext, sock: &mut HttpSock, config: &HttpConfig) -> 
 
 /// The socket is switched off.
 #[inline(always)]
-fn leave(sock: &mut HttpSock, segment: &Segment, bits: u32) {
+fn leave(sock: &mut HttpSock, way: u8, bits: u32) {
     count(
         if bits & policy::OTHER_NODE != 0 {
             stat::SKIP_OTHER_NODE
@@ -362,7 +360,7 @@ fn leave(sock: &mut HttpSock, segment: &Segment, bits: u32) {
         1,
     );
     if sock.opened != 0 {
-        capture::mark(sock, segment, flag::DROPPED);
+        capture::mark(sock, way, 0, flag::DROPPED);
     }
     sock.state = state::OFF;
 }

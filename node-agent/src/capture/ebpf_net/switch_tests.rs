@@ -18,12 +18,15 @@ use std::{
 
 use api::collector::EbpfCollectorSpec;
 use records::{Port, RecordBatch};
-use serde_json::{Value, json};
+use serde_json::json;
 use telemetry::Telemetry;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    capture::ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders},
+    capture::{
+        ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders},
+        test_pods::{Kubepods, namespace, pod, uid},
+    },
     ebpf::{net::LoadOptions, offsets::CgroupHierarchy},
     identity::{
         cgroup,
@@ -74,25 +77,6 @@ impl Sink {
 
     fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
-    }
-}
-
-/// Directory of the pods' cgroups, removed unless others use it.
-struct Kubepods(PathBuf);
-
-impl Kubepods {
-    fn new(root: &Path) -> Self {
-        let dir = root.join("kubepods/besteffort");
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Kubepods {
-    fn drop(&mut self) {
-        // Not empty where a kubelet has pods.
-        let _ = fs::remove_dir(&self.0);
-        let _ = self.0.parent().map(fs::remove_dir);
     }
 }
 
@@ -186,22 +170,6 @@ impl Rows {
             }
         }
     }
-}
-
-fn uid(n: u32) -> String {
-    format!("ec7e5700-{:04x}-4000-8000-{n:012x}", std::process::id() & 0xffff)
-}
-
-fn pod(name: &str, namespace: &str, n: u32) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "uid": uid(n), "resourceVersion": format!("{}", 200 + n)},
-        "spec": {"nodeName": "one", "hostNetwork": true, "containers": []}, "status": {"phase": "Running"}})
-}
-
-fn namespace(name: &str, plugins: Option<&str>) -> Value {
-    let annotations = plugins.map(|plugins| json!({"ebpfcollector.io/plugins": plugins}));
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "uid": uid(90), "resourceVersion": "150",
-        "annotations": annotations}})
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,7 +164,7 @@ mod tests {
             captured: 3,
             way: 1,
             tail: 2,
-            end: *b"yz..............",
+            end: *b"yz......",
             ..DataHead::default()
         }
     }
@@ -201,7 +201,7 @@ mod tests {
             change(|head| head.head.version = 9),
             change(|head| head.head.kind = 9),
             change(|head| head.captured = u32::MAX),
-            change(|head| head.tail = 17),
+            change(|head| head.tail = 9),
             change(|head| head.len = 4),
         ] {
             assert_eq!(Event::parse(&bad), None);

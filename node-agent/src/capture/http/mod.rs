@@ -12,6 +12,8 @@ mod events;
 mod metrics;
 mod rows;
 mod stream;
+#[cfg(test)]
+mod switch_tests;
 
 use std::{
     os::fd::AsRawFd as _,
