@@ -55,7 +55,7 @@ use crate::{
 /// Longest time a packet waits in the ring below its wake-up mark.
 const POLL: Duration = Duration::from_millis(100);
 /// Time given to more packets to come once there is one, so that many are taken at a time.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(10);
 /// Time given to the uplink to make room at the last end.
 const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 /// Rows handed on in one batch.
