@@ -21,6 +21,8 @@ use crate::{
 const ALLOW: i32 = 1;
 const UDP_HEADER: u32 = 8;
 const BPF_RB_AVAIL_DATA: u64 = 0;
+/// The reader is woken within so many bytes of the mark: more than an event has.
+const WAKE_BYTES: u64 = 8192;
 
 /// Outgoing packets of sockets in the cgroup and below.
 #[cgroup_skb]
@@ -365,7 +367,9 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, seen: &Seen, config: &DnsConfig)
         (*event).head = seen.head;
         (*event).head.captured = wanted as u16;
     }
-    let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
+    // Beyond the mark it has been woken, and does not wait while there is something.
+    let beyond = EVENTS.query(BPF_RB_AVAIL_DATA).wrapping_sub(config.wake_bytes);
+    let flag = if beyond < WAKE_BYTES {
         BPF_RB_FORCE_WAKEUP as u64
     } else {
         BPF_RB_NO_WAKEUP as u64
