@@ -3,7 +3,7 @@
 //! Data flow: [`run`] makes a [`world::World`], installs the chart, applies the object and takes the tests in their order; each
 //! prints what it measured, and one that fails does not keep the others from running.
 //!
-//! - [`names`], [`nat`], [`shells`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
+//! - [`names`], [`nat`], [`requests`], [`lookups`], [`shells`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
 //! - [`api`] asks the API server, [`stub`] reads what arrived at the DataWay stub, [`workloads`] makes manifests;
 //! - [`truth`] says what the API says about the ends of flows.
 
@@ -11,9 +11,11 @@ pub mod api;
 pub mod churn;
 pub mod cost;
 pub mod faults;
+pub mod lookups;
 pub mod names;
 pub mod nat;
 pub mod removal;
+pub mod requests;
 pub mod shells;
 pub mod stub;
 pub mod toggle;
@@ -39,6 +41,10 @@ pub enum Test {
     Names,
     /// Where a dialled service really goes
     Nat,
+    /// HTTP requests between pods
+    Requests,
+    /// DNS of pods
+    Lookups,
     /// What is typed into shells of pods
     Shells,
     /// A namespace switched off and on
@@ -111,6 +117,8 @@ pub async fn run(cluster: Cluster, dist: PathBuf, options: &Options) -> anyhow::
         let outcome = match test {
             Test::Names => names::run(&mut world).await,
             Test::Nat => nat::run(&mut world).await,
+            Test::Requests => requests::run(&mut world).await,
+            Test::Lookups => lookups::run(&mut world).await,
             Test::Shells => shells::run(&mut world).await,
             Test::Toggle => toggle::run(&mut world).await,
             Test::Churn => churn::run(&mut world).await,

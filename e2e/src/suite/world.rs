@@ -176,13 +176,13 @@ impl World {
         self.truth.lock()
     }
 
-    /// Judges both ends of rows of flows.
+    /// Judges both ends of rows of a measurement.
     #[must_use]
-    pub fn judge<'a>(&self, rows: impl Iterator<Item = &'a Row>) -> Tally {
+    pub fn judge<'a>(&self, measurement: &str, rows: impl Iterator<Item = &'a Row>) -> Tally {
         let truth = self.truth();
         let interval = i64::try_from(INTERVAL.as_nanos()).unwrap_or_default();
         let mut tally = Tally::default();
-        for row in rows.filter(|row| row.name == "netflow") {
+        for row in rows.filter(|row| row.name == measurement) {
             for (side, judged) in ["src", "dst"].into_iter().zip(truth.judge(row, interval)) {
                 tally.add(row, side, &judged);
             }
