@@ -456,8 +456,8 @@ pub fn ask(to: SocketAddr, connected: bool, id: u16, name: &str, kind: u16, wait
     None
 }
 
-/// Asks so many questions one after the other from one socket.
-pub fn ask_many(to: SocketAddr, count: u16) {
+/// Asks so many questions from one socket, each a while after the answer to the last one.
+pub fn ask_many(to: SocketAddr, count: u16, pause: Duration) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -465,6 +465,9 @@ pub fn ask_many(to: SocketAddr, count: u16) {
     for id in 0..count {
         socket.send(&query(id, "now.example", A)).unwrap();
         socket.recv(&mut buffer).unwrap();
+        if !pause.is_zero() {
+            thread::sleep(pause);
+        }
     }
 }
 

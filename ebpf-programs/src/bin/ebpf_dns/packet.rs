@@ -21,6 +21,10 @@ use crate::{
 const ALLOW: i32 = 1;
 const UDP_HEADER: u32 = 8;
 const BPF_RB_AVAIL_DATA: u64 = 0;
+const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
+const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
+/// The reader is woken within 8 KiB of the mark: more than an event has.
+const WAKE_SHIFT: u32 = 13;
 
 /// Outgoing packets of sockets in the cgroup and below.
 #[cgroup_skb]
@@ -365,10 +369,10 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, seen: &Seen, config: &DnsConfig)
         (*event).head = seen.head;
         (*event).head.captured = wanted as u16;
     }
-    let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
-        BPF_RB_FORCE_WAKEUP as u64
-    } else {
-        BPF_RB_NO_WAKEUP as u64
-    };
+    // Beyond the mark it has been woken, and does not wait while there is something. Without a branch: in the loop of pieces
+    // old kernels would walk on twice.
+    let beyond = EVENTS.query(BPF_RB_AVAIL_DATA).wrapping_sub(config.wake_bytes);
+    let at_mark = (beyond >> WAKE_SHIFT).wrapping_sub(1) >> 63;
+    let flag = NO_WAKEUP + at_mark * (FORCE_WAKEUP - NO_WAKEUP);
     entry.submit(flag);
 }

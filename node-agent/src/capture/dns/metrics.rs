@@ -22,6 +22,7 @@ pub struct DnsMetrics {
     waiting: Gauge,
     streams: Gauge,
     evicted: Counter,
+    unsure: Counter,
     pub(super) unfinished: Counter,
     pub(super) nameless: Counter,
     missing_bytes: Counter,
@@ -45,6 +46,7 @@ impl DnsMetrics {
             waiting: Gauge::default(),
             streams: Gauge::default(),
             evicted: Counter::default(),
+            unsure: Counter::default(),
             unfinished: Counter::default(),
             nameless: Counter::default(),
             missing_bytes: Counter::default(),
@@ -71,6 +73,11 @@ impl DnsMetrics {
                 "lookups_evicted",
                 "Queries that made room for others, and are told as nothing",
                 this.evicted.clone(),
+            );
+            registry.register(
+                "lookups_unsure",
+                "Queries without an answer that are told as nothing, because packets were lost meanwhile",
+                this.unsure.clone(),
             );
             registry.register(
                 "lookups_unfinished",
@@ -127,6 +134,7 @@ impl DnsMetrics {
             unmatched,
             cut,
             malformed,
+            unsure,
         } = sessions.take_messages();
         for (kind, count) in [
             ("query", queries),
@@ -140,6 +148,7 @@ impl DnsMetrics {
                 self.messages.get_or_create(&KindLabel { kind }).inc_by(count);
             }
         }
+        self.unsure.inc_by(unsure);
         let (lookups, streams) = sessions.take_losses();
         self.evicted.inc_by(lookups.evicted);
         self.missing_bytes.inc_by(streams.missing);
@@ -179,21 +188,27 @@ impl Packets {
         }
     }
 
-    /// Adds what the kernel side counted since the last call. What it handed on is counted where it arrives.
-    pub(super) fn update(&mut self, now: &[u64; stat::COUNT as usize]) {
+    /// Adds what the kernel side counted since the last call; true if it lost something. What it handed on is counted where
+    /// it arrives.
+    pub(super) fn update(&mut self, now: &[u64; stat::COUNT as usize]) -> bool {
         let grown = |index: u32| {
             let (now, last) = (now.get(index as usize), self.last.get(index as usize));
             now.zip(last).map_or(0, |(now, last)| now.wrapping_sub(*last))
         };
         self.stage.entered(grown(stat::ENTERED));
+        let mut lossy = false;
         for (index, reason, lost) in REASONS {
             match (grown(*index), lost) {
                 (0, _) => {}
-                (n, true) => self.stage.lost(reason, n),
+                (n, true) => {
+                    lossy = true;
+                    self.stage.lost(reason, n);
+                }
                 (n, false) => self.stage.skipped(reason, n),
             }
         }
         self.last = *now;
+        lossy
     }
 
     /// Pieces that arrived.

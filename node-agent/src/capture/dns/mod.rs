@@ -55,7 +55,7 @@ use crate::{
 /// Longest time a packet waits in the ring below its wake-up mark.
 const POLL: Duration = Duration::from_millis(100);
 /// Time given to more packets to come once there is one, so that many are taken at a time.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(10);
 /// Time given to the uplink to make room at the last end.
 const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 /// Rows handed on in one batch.
@@ -64,6 +64,10 @@ const RECORDS_PER_BATCH: usize = 4096;
 const ROWS_MAX: usize = 32_768;
 /// Batches of packets taken before other things have their turn.
 const BATCHES_PER_TURN: usize = 64;
+/// Pause between looks at what the kernel side counted, nanoseconds.
+const COUNT_NS: u64 = 500_000_000;
+/// So long after packets were lost a query without an answer may have had one, nanoseconds: a time-out, and that pause.
+const LOSSY_NS: u64 = 8_000_000_000;
 /// Pause between looks at rows whose ends the API may still tell more about.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -108,6 +112,10 @@ pub struct DnsCapture {
     rows: Rows,
     domains: DomainNames,
     packets: Packets,
+    /// When the kernel side's counts were taken over last, and until when an answer may have been lost. Monotonic
+    /// nanoseconds.
+    counted_ns: u64,
+    lossy_until_ns: u64,
     rows_stage: Stage,
     metrics: DnsMetrics,
     health: telemetry::ComponentHandle,
@@ -201,6 +209,8 @@ impl Beside for DnsCapture {
             rows: Rows::new(ROWS_MAX, ends),
             domains,
             packets: Packets::new(telemetry.ledger.stage("capture.dns")),
+            counted_ns: 0,
+            lossy_until_ns: 0,
             rows_stage: telemetry.ledger.stage("agent.dnsflow"),
             metrics,
             health: report,
@@ -299,7 +309,10 @@ impl DnsCapture {
             if self.batch.is_empty() {
                 // All of them are here.
                 self.domains.read_until(now_ns);
-                self.sessions.expire(now_ns);
+                if now_ns >= self.counted_ns + COUNT_NS {
+                    self.count(now_ns);
+                }
+                self.sessions.expire(now_ns, now_ns >= self.lossy_until_ns);
                 break;
             }
             // Once they are here, so that none is ahead of what is known of it.
@@ -331,8 +344,15 @@ impl DnsCapture {
         self.rows.ends().forget();
         self.follow_nat();
         self.metrics.sessions(&mut self.sessions, &self.domains);
+        self.count(monotonic_ns());
+    }
+
+    /// Takes over what the kernel side counted.
+    fn count(&mut self, now_ns: u64) {
+        self.counted_ns = now_ns;
         match self.object.stats() {
-            Ok(stats) => self.packets.update(&stats),
+            Ok(stats) if self.packets.update(&stats) => self.lossy_until_ns = now_ns + LOSSY_NS,
+            Ok(_) => {}
             Err(error) => self.health.set_degraded(format!("{error:#}")),
         }
     }

@@ -55,6 +55,8 @@ pub(super) struct Messages {
     pub(super) cut: u64,
     /// No DNS.
     pub(super) malformed: u64,
+    /// Queries without an answer, which may have been among packets that were lost.
+    pub(super) unsure: u64,
 }
 
 /// All sockets' look-ups.
@@ -131,15 +133,23 @@ impl Sessions {
         });
     }
 
-    /// Gives up on queries that were not answered in time: all packets that passed before `now_ns` have been taken.
-    pub(super) fn expire(&mut self, now_ns: u64) {
+    /// Gives up on queries that were not answered in time: all packets that passed before `now_ns` have been taken. They are
+    /// told if it is `sure` that no packet was lost meanwhile.
+    pub(super) fn expire(&mut self, now_ns: u64, sure: bool) {
         let Pairing {
             session,
             told,
             questions,
+            messages,
             ..
         } = &mut self.pairing;
-        session.expire(now_ns, &mut |lookup| told.push(Told::new(lookup, *questions)));
+        session.expire(now_ns, &mut |lookup| {
+            if sure {
+                told.push(Told::new(lookup, *questions));
+            } else {
+                messages.unsure += 1;
+            }
+        });
         self.streams.expire(now_ns);
     }
 
@@ -359,17 +369,24 @@ mod tests {
         give(&mut sessions, flag::EGRESS, 10, &question(1, false));
         give(&mut sessions, flag::EGRESS, 20, &question(1, false));
         give(&mut sessions, 0, 30, b"no DNS");
-        sessions.expire(5_000_000_000);
+        sessions.expire(5_000_000_000, true);
         assert_eq!(sessions.take_told(), []);
-        sessions.expire(6_000_000_020);
+        sessions.expire(6_000_000_020, true);
         let told = sessions.take_told();
         assert_eq!(told.len(), 1);
         assert!(told.iter().all(|told| told.rcode == -1 && told.latency_ns.is_none()));
         assert!(told.iter().all(|told| told.question.is_none() && told.query_ns == 10));
-        sessions.expire(u64::MAX);
+        sessions.expire(u64::MAX, true);
         assert_eq!((sessions.take_told(), sessions.waiting()), (vec![], (0, 0)));
+        // Its answer may have been lost.
+        give(&mut sessions, flag::EGRESS, 40, &question(2, false));
+        sessions.expire(u64::MAX, false);
+        assert_eq!(sessions.take_told(), []);
         let messages = sessions.take_messages();
-        assert_eq!((messages.queries, messages.retries, messages.cut), (1, 1, 1));
+        assert_eq!(
+            (messages.queries, messages.retries, messages.cut, messages.unsure),
+            (2, 1, 1, 1)
+        );
     }
 
     #[test]
