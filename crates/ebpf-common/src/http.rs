@@ -202,7 +202,7 @@ pub struct HttpSock {
     pub role: u8,
     /// 1 once user space was told of the socket.
     pub opened: u8,
-    /// 1 if nothing had passed when it was first seen.
+    /// 1 if nothing had passed when it was first seen, until user space was told.
     pub fresh: u8,
     /// 1 if requests are sent before the one before is answered: everything is captured.
     pub eager: u8,

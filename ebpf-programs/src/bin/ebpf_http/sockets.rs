@@ -271,6 +271,8 @@ fn announce(
     }
     let Some(mut entry) = EVENTS.reserve::<OpenEvent>(0) else {
         count(stat::RING_FULL, 1);
+        // Tried again with the next segment, and then this one has passed.
+        sock.fresh = 0;
         return false;
     };
     let mut next = sock.next;
@@ -298,6 +300,7 @@ fn announce(
     }
     hand_on(entry);
     sock.opened = 1;
+    sock.fresh = 0;
     if sends {
         sock.task = current_task();
         sock.pid = process.pid;
