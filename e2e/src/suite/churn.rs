@@ -94,7 +94,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     tokio::time::sleep(INTERVAL + DELIVERY).await;
     world.stub.read().await?;
     let rows = world.stub.rows.get(first..).unwrap_or_default();
-    let tally = world.judge("netflow", rows.iter().filter(|row| row.time > start));
+    let tally = world.judge("netflow", INTERVAL, rows.iter().filter(|row| row.time > start));
     tally.print();
     let talked = (0..PODS)
         .filter(|number| {

@@ -69,7 +69,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     world.stub.read().await?;
     let settled = start + i64::try_from(INTERVAL.as_nanos())?;
     let rows = world.stub.rows.get(first..).unwrap_or_default();
-    let tally = world.judge("netflow", rows.iter().filter(|row| row.time > settled));
+    let tally = world.judge("netflow", INTERVAL, rows.iter().filter(|row| row.time > settled));
     tally.print();
     anyhow::ensure!(tally.ends() > 0, "no rows arrived");
     let mut wrong = Vec::new();

@@ -58,7 +58,7 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
 
     let first = round(world, &nodes, &targets, "on", &mut wrong).await?;
-    let tally = world.judge("httpflow", first.rows(world).into_iter());
+    let tally = world.judge("httpflow", INTERVAL, first.rows(world).into_iter());
     tally.print();
     if tally.ends() == 0 || tally.right != tally.ends() {
         wrong.push(format!(

@@ -176,14 +176,14 @@ impl World {
         self.truth.lock()
     }
 
-    /// Judges both ends of rows of a measurement.
+    /// Judges both ends of rows of a measurement, which tell of what happened up to `age` before their time.
     #[must_use]
-    pub fn judge<'a>(&self, measurement: &str, rows: impl Iterator<Item = &'a Row>) -> Tally {
+    pub fn judge<'a>(&self, measurement: &str, age: Duration, rows: impl Iterator<Item = &'a Row>) -> Tally {
         let truth = self.truth();
-        let interval = i64::try_from(INTERVAL.as_nanos()).unwrap_or_default();
+        let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
         let mut tally = Tally::default();
         for row in rows.filter(|row| row.name == measurement) {
-            for (side, judged) in ["src", "dst"].into_iter().zip(truth.judge(row, interval)) {
+            for (side, judged) in ["src", "dst"].into_iter().zip(truth.judge(row, age)) {
                 tally.add(row, side, &judged);
             }
         }
