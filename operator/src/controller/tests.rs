@@ -75,7 +75,7 @@ async fn one_object_becomes_pods_and_then_nothing_is_written() {
         arguments.as_array().unwrap().contains(&json!("https://10.96.0.7:6063")),
         "{arguments}"
     );
-    assert_eq!(cluster.server.events(), ["Created", "CertificatesIssued", "Degraded"]);
+    assert_eq!(cluster.server.events(), ["Created", "CertificatesIssued"]);
     for _ in 0..100 {
         assert_eq!(cluster.reconcile(&[]).await, Vec::<String>::new());
     }
