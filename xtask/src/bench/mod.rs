@@ -6,6 +6,7 @@
 //! ```
 //! Each pair is interleaved within one run, so that a machine that gets slower or faster in between moves both.
 
+mod http;
 mod kernel;
 mod load;
 mod sections;
@@ -64,6 +65,8 @@ pub(crate) enum Part {
     Bulk,
     /// Datagrams as fast as the machine can
     Udp,
+    /// HTTP exchanges at full speed, nginx and wrk
+    Http,
     /// Memory and drain time with many open connections
     Open,
     /// Memory and processor time of a large cluster's names
@@ -88,7 +91,7 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
     let root = project::root()?;
     let start = Instant::now();
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let needs_agent = [Part::Churn, Part::Cost, Part::Bulk, Part::Udp, Part::Open]
+    let needs_agent = [Part::Churn, Part::Cost, Part::Bulk, Part::Udp, Part::Http, Part::Open]
         .into_iter()
         .any(wanted);
     let mut document = Document::new();
@@ -112,6 +115,7 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
             (Part::Cost, Bench::cost),
             (Part::Bulk, Bench::bulk),
             (Part::Udp, Bench::udp),
+            (Part::Http, Bench::http),
             (Part::Open, Bench::open_connections),
         ] {
             if wanted(part) {

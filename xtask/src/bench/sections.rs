@@ -14,7 +14,7 @@ use testkit::exactness::{
 };
 
 use super::{
-    Effort, kernel,
+    Effort, http, kernel,
     load::{Done, Loads, Place},
     table::{Document, Row, thousands},
 };
@@ -95,12 +95,18 @@ impl Bench {
         })
     }
 
+    /// With `netflow` alone.
     fn start_agent(&self, place: Place) -> Result<Agent> {
+        self.start_agent_with(place, &["--l7net-disabled=httpflow,httpflow-tls", "--dns-ports="])
+    }
+
+    fn start_agent_with(&self, place: Place, arguments: &[&str]) -> Result<Agent> {
+        let own = arguments.iter().map(|&argument| argument.to_owned());
         let options = AgentOptions {
             binary: self.agent.clone(),
             interval: INTERVAL,
             loopback: place == Place::Loopback,
-            arguments: self.agent_arguments.clone(),
+            arguments: own.chain(self.agent_arguments.iter().cloned()).collect(),
             directory: self.directory.path().to_path_buf(),
         };
         Agent::start(&options, PATIENCE)
@@ -205,6 +211,103 @@ impl Bench {
             });
             document.row(exact(name, differences));
         }
+        Ok(())
+    }
+
+    /// HTTP exchanges with `httpflow` on, beside `netflow` alone.
+    pub(super) fn http(&self, document: &mut Document) -> Result<()> {
+        http::programs()?;
+        let nginx = http::Nginx::start(self.directory.path())?;
+        nginx.load(self.effort.run / 2)?;
+        let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+        let (mut lost, mut differences, mut ends) = (0, 0, 0);
+        let (mut agent_seconds, mut ring_bytes) = (0.0, 0.0);
+        for index in 0..self.effort.pairs {
+            let without = || -> Result<http::Seen> {
+                let agent = self.start_agent(Place::Loopback)?;
+                let seen = nginx.load(self.effort.run)?;
+                agent.stop(PATIENCE)?;
+                Ok(seen)
+            };
+            let before = if index.is_multiple_of(2) {
+                Some(without()?)
+            } else {
+                None
+            };
+            let agent =
+                self.start_agent_with(Place::Loopback, &["--l7net-enabled=httpflow", "--ephemeral-port=10001"])?;
+            let idle = cpu_seconds(agent.pid())?;
+            let served = nginx.requests()?;
+            let with = nginx.load(self.effort.run)?;
+            let served = nginx.requests()? - served - 1;
+            std::thread::sleep(INTERVAL * 2);
+            agent_seconds += cpu_seconds(agent.pid())? - idle;
+            ring_bytes += agent.metric("ebpfcollector_httpflow_ring_bytes_total")?.unwrap_or(0.0);
+            let ledger = settled_ledger(&agent, PATIENCE)?;
+            let of_http = ledger
+                .iter()
+                .filter(|(stage, _)| stage.ends_with("http") || stage.ends_with("httpflow"));
+            lost += of_http.map(|(_, stage)| stage.lost()).sum::<u64>();
+            let (asked, answered) = http::counted(&agent.stop(PATIENCE)?, nginx.port())?;
+            ends += asked + answered;
+            // What was under way when wrk stopped may have been answered to nobody.
+            let under_way = with.requests..=with.requests + http::CONNECTIONS;
+            differences += served.abs_diff(answered) + u64::from(!under_way.contains(&asked));
+            let without = match before {
+                Some(seen) => seen,
+                None => without()?,
+            };
+            eprintln!(
+                "  HTTP: without {}, with {}; served {served}, told {answered}; asked {}, told {asked}",
+                thousands(without.per_second),
+                thousands(with.per_second),
+                with.requests
+            );
+            rates.push((without.per_second, with.per_second));
+            latencies.push((without.p99_us, with.p99_us));
+        }
+        let what = format!("HTTP, nginx and wrk, {} connections", http::CONNECTIONS);
+        let pair = Pair::of(&rates);
+        document.pair(
+            &format!("{what}: requests with/without httpflow"),
+            "requests/s",
+            &pair,
+            0.80,
+        );
+        document.row(Row {
+            what: format!("{what}: lost events"),
+            measured: lost.to_string(),
+            target: "0".to_owned(),
+            met: lost == 0,
+        });
+        document.row(Row {
+            what: format!("{what}: differences from what server and client count"),
+            measured: differences.to_string(),
+            target: "0".to_owned(),
+            met: differences == 0,
+        });
+        let latency = Pair::of(&latencies);
+        document.row(Row {
+            what: format!("{what}: 99th percentile of the latency"),
+            measured: format!("{:.0} us, without {:.0} us", latency.with, latency.without),
+            target: "told".to_owned(),
+            met: true,
+        });
+        let ends = ends.max(1) as f64;
+        let agent_us = agent_seconds * 1e6 / ends;
+        document.row(Row {
+            what: format!("{what}: CPU of the agent per exchange end"),
+            measured: format!("{agent_us:.2} us"),
+            target: "<= 4 us".to_owned(),
+            met: agent_us <= 4.0,
+        });
+        let moved = ring_bytes / ends;
+        document.row(Row {
+            what: format!("{what}: bytes from kernel to agent per exchange end"),
+            measured: format!("{moved:.0}"),
+            target: "<= 512".to_owned(),
+            met: moved <= 512.0,
+        });
         Ok(())
     }
 
