@@ -287,12 +287,14 @@ impl Bench {
             met: differences == 0,
         });
         let latency = Pair::of(&latencies);
-        document.row(Row {
-            what: format!("{what}: 99th percentile of the latency"),
-            measured: format!("{:.0} us, without {:.0} us", latency.with, latency.without),
-            target: "told".to_owned(),
-            met: true,
-        });
+        // No target is set for full speed, where a longer queue is all that it shows.
+        document.text(
+            &format!("{what}: 99th percentile of the latency at full speed"),
+            &format!(
+                "{:.0} us with httpflow, {:.0} us without",
+                latency.with, latency.without
+            ),
+        );
         let ends = ends.max(1) as f64;
         let agent_us = agent_seconds * 1e6 / ends;
         document.row(Row {

@@ -76,7 +76,9 @@ impl Document {
         let _ = writeln!(
             out,
             "Each ratio is the median over interleaved pairs of runs with and without the agent, lowest and highest \
-             pair in parentheses; both ends of all traffic are on the machine.{}\n",
+             pair in parentheses; both ends of all traffic are on the machine. The agent reads `netflow` alone, except in \
+             the HTTP rows, which compare `httpflow` on and off. By default `httpflow` and `dnsflow` are on too: what \
+             they add to other traffic is in no row.{}\n",
             if quick {
                 " This was a quick run: few and short pairs."
             } else {
