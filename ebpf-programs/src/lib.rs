@@ -6,4 +6,5 @@
 #![no_std]
 
 pub mod http;
+pub mod memory;
 pub mod net;

@@ -62,10 +62,25 @@ pub fn bytes_written(bytes_acked: u64, snd_una: u32, write_seq: u32, state: u32,
     (bytes_acked + queued).saturating_sub(fin as u64 + connecting_side as u64)
 }
 
+/// An IPv4 address in v4-mapped form.
+#[inline(always)]
+pub fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    // Of words: ten zero bytes are cleared by a call.
+    let words = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(v4)];
+    // SAFETY: of the same size, and any bytes are bytes.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
+}
+
 /// True for an IPv4 address in v4-mapped form.
 #[inline(always)]
 pub fn is_v4(addr: &[u8; 16]) -> bool {
     let (high, low) = halves(addr);
+    is_v4_of(high, low)
+}
+
+/// The same of its two halves, each loaded as it lies in memory.
+#[inline(always)]
+pub fn is_v4_of(high: u64, low: u64) -> bool {
     high == 0 && (low & 0x0000_0000_ffff_ffff) == MAPPED
 }
 
@@ -73,6 +88,12 @@ pub fn is_v4(addr: &[u8; 16]) -> bool {
 #[inline(always)]
 pub fn is_loopback(addr: &[u8; 16]) -> bool {
     let (high, low) = halves(addr);
+    is_loopback_of(high, low)
+}
+
+/// The same of its two halves, each loaded as it lies in memory.
+#[inline(always)]
+pub fn is_loopback_of(high: u64, low: u64) -> bool {
     if high != 0 {
         return false;
     }
@@ -152,7 +173,8 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let v4 = |a, b, c, d| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d];
+        let v4 = |a, b, c, d| mapped([a, b, c, d]);
+        assert_eq!(v4(10, 0, 0, 1), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
         assert!(is_v4(&v4(10, 0, 0, 1)));
         assert!(is_loopback(&v4(127, 0, 0, 1)));
         assert!(is_loopback(&v4(127, 255, 0, 1)));

@@ -67,6 +67,8 @@ pub mod state {
     pub const OTHER: u8 = 3;
     /// Switched off, as of [`super::HttpSock::generation`].
     pub const OFF: u8 = 4;
+    /// It is older than the programs, and nothing has passed since.
+    pub const OLDER: u8 = 5;
 }
 
 /// Indices of `STATS`, which count events since load.
@@ -191,9 +193,8 @@ pub struct HttpSock {
     pub pid: u32,
     /// Segments that did not tell what is spoken.
     pub looks: u16,
-    /// What begins with the segment at hand, by [`way`]. A value that was in memory is one for the verifier, which need not
-    /// follow each way to it.
-    pub begins: [u8; 2],
+    /// Zero.
+    pub _pad2: [u8; 2],
     /// See [`HttpConfig::generation`].
     pub generation: u32,
     /// [`state`].
@@ -222,6 +223,10 @@ pub struct HttpConfig {
     pub generation: u32,
     /// Ring-buffer fill in bytes beyond which long segments are not captured whole.
     pub busy_bytes: u32,
+    /// 1 once all sockets older than the programs are [`state::OLDER`]: what is not remembered was judged not to speak HTTP.
+    pub marked: u32,
+    /// Zero.
+    pub _pad: u32,
 }
 
 /// The agent's pid namespace.
@@ -241,7 +246,7 @@ const _: () = {
     assert!(size_of::<OwnerEvent>() == 56);
     assert!(size_of::<DataHead>() == 48);
     assert!(size_of::<HttpSock>() == 64);
-    assert!(size_of::<HttpConfig>() == 80);
+    assert!(size_of::<HttpConfig>() == 88);
 };
 
 #[cfg(feature = "user")]

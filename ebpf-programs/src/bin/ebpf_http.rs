@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cgroup_skb, both ways ▶ segment: TCP with bytes, of which socket, seen before? ▶ SOCKS: what does it speak?
-//!     not HTTP: that was all        HTTP ▶ switched on? (POLICY) ▶ capture: heads, lengths of the rest ▶ EVENTS
+//!     not HTTP: nothing is remembered        HTTP ▶ switched on? (POLICY) ▶ capture: heads, lengths of the rest ▶ EVENTS
 //! ```
 //! Each socket sees each segment here, whatever call sent or reads it.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -23,6 +23,9 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_http/namespace.rs"]
 mod namespace;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_http/older.rs"]
+mod older;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/policy.rs"]
 #[allow(dead_code, reason = "ebpf-net uses all of it")]

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, anyhow};
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, RawTracePoint, RawTracePointRunOptions, TestRun as _,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _,
     },
 };
 use ebpf_common::{
@@ -15,13 +15,18 @@ use ebpf_common::{
     net::ABSENT,
 };
 
+use parking_lot::Mutex;
+
 use super::{
     attach::{cgroup2_root, is_whole},
     btf::KernelTypes,
     capability::Capabilities,
+    namespaces,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
+
+use crate::identity::process::Proc;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_http"));
 
@@ -29,7 +34,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_ht
 pub const HTTP: &str = "ebpf-net/httpflow";
 
 /// Programs of the object.
-pub const PROGRAMS: [&str; 3] = ["http_egress", "http_ingress", NAMESPACE];
+pub const PROGRAMS: [&str; 4] = ["http_egress", "http_ingress", NAMESPACE, OLDER];
+const OLDER: &str = "http_older";
 const NAMESPACE: &str = "http_namespace";
 const HOOKS: [(&str, CgroupSkbAttachType); 2] = [
     ("http_egress", CgroupSkbAttachType::Egress),
@@ -54,6 +60,7 @@ pub struct HttpObject {
     quit: HashMap<MapData, u64, u32>,
     stats: PerCpuArray<MapData, u64>,
     policy: MapData,
+    marks_older: bool,
     /// Ring of events.
     pub events: RingBuf<MapData>,
 }
@@ -85,7 +92,7 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         .map_max_entries("EVENTS", options.ring_buffer_size)
         .load(OBJECT)
         .context("cannot make the maps of httpflow; the agent needs CAP_BPF (or CAP_SYS_ADMIN)")?;
-    for name in PROGRAMS {
+    for name in PROGRAMS.iter().filter(|name| **name != OLDER) {
         if options.refuse.iter().any(|refused| refused == name) {
             anyhow::bail!("program {name} is refused by the option refuse_programs");
         }
@@ -107,6 +114,7 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         stats: PerCpuArray::try_from(stats)?,
         events: RingBuf::try_from(events)?,
         policy,
+        marks_older: !options.refuse.iter().any(|refused| refused == OLDER),
         ebpf,
     };
     object.set_config(config)?;
@@ -146,6 +154,34 @@ impl HttpObject {
             );
         }
         Ok(())
+    }
+
+    /// Marks the connections that are older than the attached programs; gives the number of network namespaces looked at.
+    /// Once this is done, nothing need be remembered of connections that turn out to speak something else.
+    ///
+    /// # Errors
+    /// If the kernel has no iterator of sockets that may mark them (5.11), or a namespace cannot be entered.
+    pub fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<usize> {
+        anyhow::ensure!(self.marks_older, "program {OLDER} is refused by the option refuse_programs");
+        let program: &mut Iter = self
+            .ebpf
+            .program_mut(OLDER)
+            .ok_or_else(|| anyhow!("object has no program {OLDER}"))?
+            .try_into()?;
+        program
+            .load("tcp", &Btf::from_sys_fs()?)
+            .with_context(|| format!("program {OLDER}"))?;
+        let program = Mutex::new(program);
+        let namespaces = namespaces::in_each(proc, || {
+            let mut program = program.lock();
+            let link = program.attach().with_context(|| format!("program {OLDER}"))?;
+            // Made and read here: it runs over the sockets of the namespace it is made in.
+            let mut run = program.take_link(link)?.into_file()?;
+            std::io::copy(&mut run, &mut std::io::sink()).with_context(|| format!("cannot run program {OLDER}"))?;
+            Ok(())
+        })?;
+        program.into_inner().unload()?;
+        Ok(namespaces)
     }
 
     /// Ends to look at segments; maps stay.

@@ -11,6 +11,7 @@ pub mod btf;
 pub mod capability;
 pub mod dns;
 pub mod http;
+pub mod namespaces;
 pub mod net;
 pub mod offsets;
 pub mod privileges;

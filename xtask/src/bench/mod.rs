@@ -6,6 +6,7 @@
 //! ```
 //! Each pair is interleaved within one run, so that a machine that gets slower or faster in between moves both.
 
+mod cost;
 mod http;
 mod kernel;
 mod load;
@@ -112,7 +113,7 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
         let bench = Bench::new(effort, &traffic, &agent, &arguments.agent_arg)?;
         for (part, section) in [
             (Part::Churn, Bench::churn as fn(&Bench, &mut Document) -> Result<()>),
-            (Part::Cost, Bench::cost),
+            (Part::Cost, cost::cost),
             (Part::Bulk, Bench::bulk),
             (Part::Udp, Bench::udp),
             (Part::Http, Bench::http),

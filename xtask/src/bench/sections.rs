@@ -14,24 +14,47 @@ use testkit::exactness::{
 };
 
 use super::{
-    Effort, http, kernel,
+    Effort, http,
     load::{Done, Loads, Place},
     table::{Document, Row, thousands},
 };
 
 /// Flush interval of the agent under load.
-const INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 /// Longest wait for the agent to start, to settle, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Datagrams per second that the agent has to keep up with.
 const UDP_RATE: u64 = 200_000;
-/// Half of the kernel's limit of one million.
-const MOST_VERIFIED_INSNS: u32 = 500_000;
+/// What of `ebpf-net` the agent reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// `netflow` alone.
+    Netflow,
+    /// What it does by default: `httpflow` and `dnsflow` too.
+    Default,
+}
+
+impl Reads {
+    pub(super) fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Netflow => &["--l7net-disabled=httpflow,httpflow-tls", "--dns-ports="],
+            Self::Default => &[],
+        }
+    }
+
+    /// What rows add to their title.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Netflow => "",
+            Self::Default => ", agent with its default options",
+        }
+    }
+}
 
 /// Everything that the measurements share.
 pub(super) struct Bench {
-    effort: Effort,
-    loads: Loads,
+    pub(super) effort: Effort,
+    pub(super) loads: Loads,
     agent: PathBuf,
     agent_arguments: Vec<String>,
     // Removed when dropped, so it comes last.
@@ -97,10 +120,10 @@ impl Bench {
 
     /// With `netflow` alone.
     fn start_agent(&self, place: Place) -> Result<Agent> {
-        self.start_agent_with(place, &["--l7net-disabled=httpflow,httpflow-tls", "--dns-ports="])
+        self.start_agent_with(place, Reads::Netflow.arguments())
     }
 
-    fn start_agent_with(&self, place: Place, arguments: &[&str]) -> Result<Agent> {
+    pub(super) fn start_agent_with(&self, place: Place, arguments: &[&str]) -> Result<Agent> {
         let own = arguments.iter().map(|&argument| argument.to_owned());
         let options = AgentOptions {
             binary: self.agent.clone(),
@@ -114,7 +137,13 @@ impl Bench {
 
     /// Interleaved runs, the order within a pair turned each time. Returns the pair, what the agent lost in all, and
     /// how many of its counts differ from the processes' own.
-    fn pairs(&self, what: &str, place: Place, load: Load<'_>, rate: Rate) -> Result<(Pair, u64, u64)> {
+    fn pairs(
+        &self,
+        what: &str,
+        (place, reads): (Place, Reads),
+        load: Load<'_>,
+        rate: Rate,
+    ) -> Result<(Pair, u64, u64)> {
         // The first run after a pause is slower or faster than all others.
         load(&self.loads, self.effort.run / 2)?;
         let (mut lost, mut differences) = (0, 0);
@@ -124,7 +153,7 @@ impl Bench {
             if index.is_multiple_of(2) {
                 without = Some(rate(&load(&self.loads, self.effort.run)?));
             }
-            let agent = self.start_agent(place)?;
+            let agent = self.start_agent_with(place, reads.arguments())?;
             let done = load(&self.loads, self.effort.run)?;
             let with = rate(&done);
             std::thread::sleep(INTERVAL / 4);
@@ -151,12 +180,18 @@ impl Bench {
     }
 
     pub(super) fn churn(&self, document: &mut Document) -> Result<()> {
-        for (place, name) in [(Place::Loopback, "loopback"), (Place::Veth, "veth")] {
-            let what = format!("TCP churn, {name}");
-            let (pair, lost, differences) =
-                self.pairs(&what, place, &|loads, duration| loads.churn(place, duration), |done| {
-                    per(done.clients.connections, done.seconds)
-                })?;
+        for (place, reads, name) in [
+            (Place::Loopback, Reads::Netflow, "loopback"),
+            (Place::Veth, Reads::Netflow, "veth"),
+            (Place::Veth, Reads::Default, "veth"),
+        ] {
+            let what = format!("TCP churn, {name}{}", reads.title());
+            let (pair, lost, differences) = self.pairs(
+                &what,
+                (place, reads),
+                &|loads, duration| loads.churn(place, duration),
+                |done| per(done.clients.connections, done.seconds),
+            )?;
             document.pair(
                 &format!("{what}: connections with/without agent"),
                 "connections/s",
@@ -177,7 +212,7 @@ impl Bench {
     pub(super) fn bulk(&self, document: &mut Document) -> Result<()> {
         let (pair, _, differences) = self.pairs(
             "bulk",
-            Place::Veth,
+            (Place::Veth, Reads::Netflow),
             &|loads, duration| loads.bulk(Place::Veth, duration),
             |done| per(done.clients.bytes_sent, done.seconds) / 1e6,
         )?;
@@ -193,7 +228,7 @@ impl Bench {
         ] {
             let (pair, lost, differences) = self.pairs(
                 name,
-                Place::Veth,
+                (Place::Veth, Reads::Netflow),
                 &|loads, duration| loads.udp(Place::Veth, rate, duration),
                 |done| per(done.clients.datagrams_sent, done.seconds),
             )?;
@@ -313,62 +348,6 @@ impl Bench {
         Ok(())
     }
 
-    /// CPU of agent and programs per connection end, in a run of its own since the kernel's statistics cost too.
-    pub(super) fn cost(&self, document: &mut Document) -> Result<()> {
-        let before: Vec<u32> = kernel::programs()?.into_keys().collect();
-        let statistics = kernel::Statistics::enable()?;
-        let agent = self.start_agent(Place::Veth)?;
-        let idle = cpu_seconds(agent.pid())?;
-        let done = self.loads.churn(Place::Veth, self.effort.run)?;
-        // Two flushes, so that what the load left behind is part of the cost.
-        std::thread::sleep(INTERVAL * 2);
-        let agent_seconds = cpu_seconds(agent.pid())? - idle;
-        let programs = kernel::programs()?;
-        agent.stop(PATIENCE)?;
-        drop(statistics);
-        let own = programs
-            .into_iter()
-            .filter(|(id, _)| !before.contains(id))
-            .map(|(_, program)| program);
-        let mut own: Vec<kernel::Program> = own.collect();
-        own.sort_by_key(|program| std::cmp::Reverse(program.run_time_ns));
-
-        let ends = done.clients.connections as f64 * 2.0;
-        let kernel_ns: u64 = own.iter().map(|program| program.run_time_ns).sum();
-        let kernel_us = kernel_ns as f64 / 1e3 / ends;
-        let agent_us = agent_seconds * 1e6 / ends;
-        document.row(Row {
-            what: "CPU per TCP connection end".to_owned(),
-            measured: format!(
-                "{:.2} us: agent {agent_us:.2}, kernel programs {kernel_us:.2} ({} ends)",
-                agent_us + kernel_us,
-                thousands(ends)
-            ),
-            target: "<= 2 us".to_owned(),
-            met: agent_us + kernel_us <= 2.0,
-        });
-        let most = own.iter().map(|program| program.verified_insns).max().unwrap_or(0);
-        document.row(Row {
-            what: "Largest number of verified instructions".to_owned(),
-            measured: most.to_string(),
-            target: format!("<= {MOST_VERIFIED_INSNS}"),
-            met: most > 0 && most <= MOST_VERIFIED_INSNS,
-        });
-        let mut text = format!(
-            "{:16} {:>12} {:>10} {:>15}",
-            "program", "runs", "ns/run", "verified insns"
-        );
-        for program in &own {
-            let each = program.run_time_ns as f64 / program.runs.max(1) as f64;
-            text.push_str(&format!(
-                "\n{:16} {:>12} {each:>10.0} {:>15}",
-                program.name, program.runs, program.verified_insns
-            ));
-        }
-        document.text("Kernel programs during TCP churn", &text);
-        Ok(())
-    }
-
     /// Memory and drain time. Both ends of each connection are on the machine, so the agent tracks two per connection.
     pub(super) fn open_connections(&self, document: &mut Document) -> Result<()> {
         for connections in [25_000_u32, 50_000] {
@@ -425,7 +404,7 @@ fn per(count: u64, seconds: f64) -> f64 {
 }
 
 /// User and system time of a process, seconds.
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     // The name in parentheses may hold anything; fields 14 and 15 are the 12th and 13th after it.

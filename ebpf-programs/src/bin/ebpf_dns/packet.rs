@@ -1,5 +1,7 @@
 //! Packets at the socket: sent, and about to be received, after fragments were put together and before others are made.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -11,7 +13,10 @@ use ebpf_common::{
     dns::{DnsConfig, EVENT_VERSION, LARGE, MIDDLE, PIECES_MAX, Packet, PacketHead, SMALL, TCP, UDP, flag, stat},
     net::{Tuple, policy},
 };
-use ebpf_programs::net::{is_loopback, is_v4};
+use ebpf_programs::{
+    memory::cleared,
+    net::{is_loopback, is_v4},
+};
 
 use crate::{
     maps::{CONFIG, EVENTS, POLICY, PORTS, count},
@@ -61,35 +66,20 @@ fn look(ctx: &SkBuffContext, way: u8) {
     if config.on == 0 {
         return;
     }
-    let mut seen = Seen {
-        head: PacketHead {
-            version: EVENT_VERSION,
-            captured: 0,
-            protocol: transport.protocol,
-            flags: way,
-            _pad: 0,
-            time_ns: 0,
-            cgroup: 0,
-            length: 0,
-            seq: 0,
-            tuple: Tuple {
-                local: [0; 16],
-                remote: [0; 16],
-                local_port: 0,
-                remote_port: 0,
-                netns: 0,
-            },
-        },
-        at: transport.at,
-        _pad: 0,
-    };
-    if !ends(ctx, &transport, &mut seen) {
+    let mut seen = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let seen: &mut Seen = unsafe { cleared(&mut seen) };
+    seen.head.version = EVENT_VERSION;
+    seen.head.protocol = transport.protocol;
+    seen.head.flags = way;
+    seen.at = transport.at;
+    if !ends(ctx, &transport, seen) {
         return;
     }
-    forget(&mut seen);
-    if examine(ctx, &mut seen, config) {
-        forget(&mut seen);
-        tell(ctx, &mut seen, config);
+    forget(seen);
+    if examine(ctx, seen, config) {
+        forget(seen);
+        tell(ctx, seen, config);
     }
 }
 

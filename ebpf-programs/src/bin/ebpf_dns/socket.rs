@@ -74,5 +74,5 @@ fn read<T: Copy>(base: u64, offset: u32) -> T {
 
 #[inline(always)]
 pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    ebpf_programs::net::mapped(v4)
 }

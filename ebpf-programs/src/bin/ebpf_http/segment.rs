@@ -1,10 +1,8 @@
 //! TCP segments at the socket: which bytes of which stream they are.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::{EbpfContext as _, bindings::bpf_sock, helpers::generated, macros::cgroup_skb, programs::SkBuffContext};
 use ebpf_common::http::way;
-use ebpf_programs::net::state;
+use ebpf_programs::{http::verdict, net::state};
 
 use crate::{kernel::mapped, sockets};
 
@@ -23,6 +21,8 @@ pub(crate) struct Segment {
     pub(crate) fin: bool,
     /// Its RST flag.
     pub(crate) reset: bool,
+    /// What begins with it, once that was looked at.
+    pub(crate) begins: u8,
     /// Sequence number of its first byte.
     pub(crate) seq: u32,
     /// Bytes in it.
@@ -35,19 +35,13 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// The same, by way of the kernel: for the verifier its numbers are unknown ones, so that it need not follow each way
-    /// to them.
+    /// Copies it onto itself by way of the kernel: for the verifier its numbers are unknown ones then, so that it need not
+    /// follow each way to them.
     #[inline(always)]
-    pub(crate) fn again(&self) -> Self {
-        let mut again = MaybeUninit::<Self>::uninit();
-        // SAFETY: copies one value to another of the same type.
-        unsafe {
-            let (to, from) = (again.as_mut_ptr().cast(), core::ptr::from_ref(self).cast());
-            if generated::bpf_probe_read_kernel(to, size_of::<Self>() as u32, from) < 0 {
-                return Self { len: 0, ..*self };
-            }
-            again.assume_init()
-        }
+    pub(crate) fn forget(&mut self) {
+        let address = core::ptr::from_mut(self);
+        // SAFETY: the helper reads a live value and writes as many bytes; integers and flags only.
+        unsafe { generated::bpf_probe_read_kernel(address.cast(), size_of::<Self>() as u32, address.cast()) };
     }
 }
 
@@ -69,7 +63,7 @@ pub(crate) fn http_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn look(ctx: &SkBuffContext, way: u8) {
-    let Some(segment) = parse(ctx, way) else { return };
+    let Some(mut segment) = parse(ctx, way) else { return };
     // SAFETY: a plain context read; the union's other members are for alignment.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -80,7 +74,7 @@ fn look(ctx: &SkBuffContext, way: u8) {
     if sk.is_null() {
         return;
     }
-    sockets::passed(ctx, sk, &segment);
+    sockets::passed(ctx, sk, &mut segment);
 }
 
 /// Finds the segment in its packet. `None` for everything but TCP with something to tell.
@@ -135,6 +129,7 @@ fn parse(ctx: &SkBuffContext, way: u8) -> Option<Segment> {
         way,
         fin,
         reset,
+        begins: verdict::OTHER,
         seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
         len,
         at,

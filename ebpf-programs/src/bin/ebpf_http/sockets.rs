@@ -16,6 +16,7 @@ use ebpf_common::{
 };
 use ebpf_programs::{
     http::{LOOK, classify, verdict},
+    memory::cleared,
     net::{is_loopback, is_v4},
 };
 
@@ -36,27 +37,139 @@ const FAR: i32 = 1 << 30;
 
 /// A segment passed a socket.
 #[inline(always)]
-pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) {
+pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &mut Segment) {
     let mut sock = known(sk);
+    // SAFETY: a live map value.
+    if !sock.is_null() && unsafe { (*sock).state } == state::OTHER {
+        return;
+    }
+    let Some(config) = config() else { return };
+    segment.forget();
+    let mut start = Start::NOT;
     if sock.is_null() {
         if segment.len == 0 || is_listening(sk) {
             return;
         }
-        sock = first_seen(ctx, sk, segment);
-        if sock.is_null() {
+        let Some(seen) = Start::of(sk, segment) else { return };
+        start = seen;
+        if config.marked != 0 && start.begins == NEITHER {
+            return;
+        }
+    // SAFETY: a live map value; two CPUs write to different fields of it, or the same to one.
+    } else if !goes_on(ctx, sk, unsafe { &mut *sock }, segment, config) {
+        return;
+    }
+    segment.begins = what_begins(ctx, segment);
+    segment.forget();
+    if sock.is_null() {
+        if config.marked != 0 && !may_be_http(start.begins, segment.begins) {
+            return;
+        }
+        sock = first_seen(ctx, sk, &start);
+        // SAFETY: checked for null; a live map value.
+        if sock.is_null() || !is_new(sk, unsafe { &mut *sock }, segment) {
             return;
         }
     }
-    // SAFETY: a live map value; two CPUs write to different fields of it, or the same to one.
+    // SAFETY: as above.
     let sock = unsafe { &mut *sock };
-    if sock.state == state::OTHER {
+    let verdict = segment.begins;
+    if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
         return;
     }
-    let Some(config) = config() else { return };
-    let segment = &segment.again();
+    let now = now();
+    if !announce(ctx, sock, segment, verdict, now, config) {
+        return;
+    }
+    segment.forget();
+    capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
+    if segment.fin || segment.reset {
+        capture::ended(sock, segment);
+    }
+}
+
+/// Something has passed before.
+const NEITHER: u8 = 0;
+/// The first bytes of their way.
+const WAY: u8 = 1;
+/// The first bytes of the connection.
+const CONNECTION: u8 = 2;
+
+/// Where a socket was when it was first seen.
+#[derive(Clone, Copy)]
+struct Start {
+    snd_nxt: u32,
+    rcv_nxt: u32,
+    /// [`NEITHER`], [`WAY`] or [`CONNECTION`].
+    begins: u8,
+}
+
+impl Start {
+    const NOT: Self = Self {
+        snd_nxt: 0,
+        rcv_nxt: 0,
+        begins: NEITHER,
+    };
+
+    #[inline(always)]
+    fn of(sk: *mut bpf_sock, segment: &Segment) -> Option<Self> {
+        // SAFETY: a full socket, as the helper demands.
+        let tcp = unsafe { generated::bpf_tcp_sock(sk) };
+        if tcp.is_null() {
+            return None;
+        }
+        // SAFETY: checked for null; fields that the verifier allows.
+        let (rcv_nxt, snd_nxt, snd_una, received, acked) = unsafe {
+            (
+                (*tcp).rcv_nxt,
+                (*tcp).snd_nxt,
+                (*tcp).snd_una,
+                (*tcp).bytes_received,
+                (*tcp).bytes_acked,
+            )
+        };
+        // The SYN of the connecting side counts as an acknowledged byte.
+        let nothing_sent = acked <= 1 && snd_una == snd_nxt;
+        let egress = segment.way == way::EGRESS;
+        let next = if egress { snd_nxt } else { rcv_nxt };
+        let begins = if nothing_sent && received == 0 && segment.seq == next {
+            CONNECTION
+        } else if (egress && nothing_sent) || (!egress && received == 0) {
+            WAY
+        } else {
+            NEITHER
+        };
+        Some(Self {
+            snd_nxt,
+            rcv_nxt,
+            begins,
+        })
+    }
+}
+
+/// Where sockets older than the programs are marked, all others are judged by the first bytes of the connection, or of a way
+/// if those passed before the connection was one: true if they may be of HTTP. Nothing is remembered of the rest.
+#[inline(always)]
+fn may_be_http(begins: u8, verdict: u8) -> bool {
+    match verdict {
+        verdict::REQUEST | verdict::RESPONSE | verdict::PREFACE | verdict::SETTINGS => true,
+        verdict::NEED_MORE => begins == CONNECTION,
+        _ => false,
+    }
+}
+
+/// True if a known socket's segment is to be looked at.
+#[inline(always)]
+fn goes_on(
+    ctx: &SkBuffContext,
+    sk: *mut bpf_sock,
+    sock: &mut HttpSock,
+    segment: &Segment,
+    config: &HttpConfig,
+) -> bool {
     if sock.state == state::OFF {
         if sock.generation == config.generation {
-            return;
+            return false;
         }
         // Switched on since, perhaps: as if older than the agent.
         sock.fresh = 0;
@@ -68,61 +181,28 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) 
         if sock.opened != 0 {
             capture::ended(sock, segment);
         }
-        return;
+        return false;
     }
-    if !is_new(sk, sock, segment) {
-        return;
+    if sock.state == state::OLDER {
+        let Some(start) = Start::of(sk, segment) else {
+            return false;
+        };
+        sock.cookie = cookie(ctx);
+        sock.next = [start.snd_nxt, start.rcv_nxt];
+        sock.state = state::UNKNOWN;
     }
-    let begins = &raw mut sock.begins[(segment.way & 1) as usize];
-    // SAFETY: a field of a live map value, written and read as it says there.
-    let verdict = unsafe {
-        begins.write_volatile(what_begins(ctx, segment));
-        begins.read_volatile()
-    };
-    if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
-        return;
-    }
-    let now = now();
-    if !announce(ctx, sock, segment, verdict, now, config) {
-        return;
-    }
-    let segment = &segment.again();
-    capture::bytes(ctx, sock, &capture::Passing { segment, now }, verdict, config);
-    if segment.fin || segment.reset {
-        capture::ended(sock, segment);
-    }
+    is_new(sk, sock, segment)
 }
 
 /// Notes a socket that was not seen before.
 #[inline(always)]
-fn first_seen(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &Segment) -> *mut HttpSock {
-    // SAFETY: a full socket, as the helper demands.
-    let tcp = unsafe { generated::bpf_tcp_sock(sk) };
-    if tcp.is_null() {
-        return core::ptr::null_mut();
-    }
-    // SAFETY: checked for null; fields that the verifier allows.
-    let (rcv_nxt, snd_nxt, snd_una, received, acked) = unsafe {
-        (
-            (*tcp).rcv_nxt,
-            (*tcp).snd_nxt,
-            (*tcp).snd_una,
-            (*tcp).bytes_received,
-            (*tcp).bytes_acked,
-        )
-    };
-    // The SYN of the connecting side counts as an acknowledged byte.
-    let unused = received == 0 && acked <= 1 && snd_una == snd_nxt;
-    let next = if segment.way == way::EGRESS { snd_nxt } else { rcv_nxt };
+fn first_seen(ctx: &SkBuffContext, sk: *mut bpf_sock, start: &Start) -> *mut HttpSock {
     let mut first = MaybeUninit::<HttpSock>::uninit();
-    // SAFETY: integers only, of which zero is a valid value; all are cleared.
-    let first = unsafe {
-        capture::clear::<{ size_of::<HttpSock>() / 8 }>(first.as_mut_ptr().cast());
-        first.assume_init_mut()
-    };
+    // SAFETY: integers only, without padding.
+    let first = unsafe { cleared(&mut first) };
     first.cookie = cookie(ctx);
-    first.next = [snd_nxt, rcv_nxt];
-    first.fresh = (unused && segment.seq == next) as u8;
+    first.next = [start.snd_nxt, start.rcv_nxt];
+    first.fresh = (start.begins == CONNECTION) as u8;
     let sock = remember(sk, first);
     if sock.is_null() {
         count(stat::NO_STORAGE, 1);

@@ -1,23 +1,25 @@
 //! Who owns an accepted connection: the accepting process, or the child it forks to serve it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_get_current_pid_tgid,
     macros::{fexit, kretprobe, raw_tracepoint},
     programs::{FExitContext, RawTracePointContext, RetProbeContext},
 };
-use ebpf_common::net::{Conn, Executed, Inherited, Tuple, direction};
-use ebpf_programs::net::state;
+use ebpf_common::net::{Conn, Executed, Inherited, direction};
+use ebpf_programs::{memory::cleared, net::state};
 
 use crate::{
     kernel::{
-        Memory, Probed, Process, current_process_by_task, current_task, forked_at, page_faults, read, read_addresses,
+        Memory, Probed, Process, current_process_by_task, current_task, forked_at, page_faults, is_left_out, read,
         read_netns, sock_of_fd, tcp_of, voluntary_switches,
     },
     maps::{CONNS, EXECUTED, INHERITED, LAST_ACCEPT, config, offsets},
     policy::{bits, is_on},
     report::IPPROTO_TCP,
-    tcp::{EMPTY, excluded, now},
+    tcp::now,
 };
 
 /// Return of `inet_csk_accept(sk, arg)` (6.10 and later), in the accepting process. Sees io_uring too.
@@ -216,27 +218,23 @@ fn accepted<M: Memory>(tcp: M) {
             return;
         }
     } else {
-        let mut tuple = Tuple::default();
         let state = tcp.u8(offsets().state) as u32;
         if !on
             || state == state::CLOSE
             || tcp.u16(offsets().protocol) != IPPROTO_TCP
-            || !read_addresses(tcp, &mut tuple)
-            || excluded(&tuple, config)
+            || is_left_out(tcp, config)
         {
             return;
         }
         id = now();
-        let conn = Conn {
-            id,
-            owner_pid: owner.pid,
-            owner_comm: owner.comm,
-            owner_cgroup: owner.cgroup,
-            direction: direction::INCOMING,
-            ..EMPTY
-        };
+        let mut conn = MaybeUninit::uninit();
+        // SAFETY: integers only, without padding.
+        let conn: &mut Conn = unsafe { cleared(&mut conn) };
+        conn.id = id;
+        own(conn, &owner);
+        conn.direction = direction::INCOMING;
         // If the handshake completes meanwhile, its entry stands and the owner is added to it.
-        if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_err()
+        if CONNS.insert(sk, &*conn, BPF_NOEXIST as u64).is_err()
             && let Some(conn) = CONNS.get_ptr_mut(sk)
         {
             // SAFETY: a live map value; accept happens once per connection.

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use ebpf_common::net::{ABSENT, FOREIGN_PID, NetConfig, TcpCounters, Tuple};
-use ebpf_programs::net::{bytes_read, bytes_written};
+use ebpf_programs::net::{bytes_read, bytes_written, is_loopback_of, is_v4_of};
 
 use crate::maps::offsets;
 
@@ -176,6 +176,28 @@ pub(crate) fn read_tuple<M: Memory>(sk: M, tuple: &mut Tuple) -> bool {
     true
 }
 
+/// True if the configuration leaves a socket's ends out, or they are none of IP. Nothing is copied: the stack is small.
+#[inline(always)]
+pub(crate) fn is_left_out<M: Memory>(sk: M, config: &NetConfig) -> bool {
+    let off = offsets();
+    let family = sk.u16(off.family);
+    if family == AF_INET {
+        let pair = sk.u64(off.addrpair).to_ne_bytes();
+        return config.loopback == 0 && (pair[0] == 127 || pair[4] == 127);
+    }
+    if family != AF_INET6 {
+        return true;
+    }
+    let remote = (sk.u64(off.v6_daddr), sk.u64(off.v6_daddr + 8));
+    if config.loopback == 0 {
+        let local = (sk.u64(off.v6_saddr), sk.u64(off.v6_saddr + 8));
+        if is_loopback_of(remote.0, remote.1) || is_loopback_of(local.0, local.1) {
+            return true;
+        }
+    }
+    config.ipv6_disabled != 0 && !is_v4_of(remote.0, remote.1)
+}
+
 /// Addresses of an IP socket; false for other families.
 #[inline(always)]
 pub(crate) fn read_addresses<M: Memory>(sk: M, tuple: &mut Tuple) -> bool {
@@ -183,8 +205,12 @@ pub(crate) fn read_addresses<M: Memory>(sk: M, tuple: &mut Tuple) -> bool {
     let family = sk.u16(off.family);
     if family == AF_INET {
         let pair = sk.u64(off.addrpair).to_ne_bytes();
-        tuple.remote = mapped([pair[0], pair[1], pair[2], pair[3]]);
-        tuple.local = mapped([pair[4], pair[5], pair[6], pair[7]]);
+        let ends: *mut Tuple = tuple;
+        // SAFETY: members of a value that is there, aligned to four bytes like it.
+        unsafe {
+            put_mapped(&raw mut (*ends).remote, [pair[0], pair[1], pair[2], pair[3]]);
+            put_mapped(&raw mut (*ends).local, [pair[4], pair[5], pair[6], pair[7]]);
+        }
     } else if family == AF_INET6 {
         tuple.remote = sk.bytes(off.v6_daddr);
         tuple.local = sk.bytes(off.v6_saddr);
@@ -381,9 +407,22 @@ pub(crate) fn current_task() -> u64 {
     unsafe { generated::bpf_get_current_task() }
 }
 
+/// Writes an IPv4 address in v4-mapped form, word by word, which takes neither a call nor room on the stack.
+///
+/// # Safety
+/// `to` is writable and aligned to four bytes.
+#[inline(always)]
+unsafe fn put_mapped(to: *mut [u8; 16], v4: [u8; 4]) {
+    let words = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(v4)];
+    for (number, word) in words.into_iter().enumerate() {
+        // SAFETY: as demanded of the caller; within the sixteen bytes.
+        unsafe { to.cast::<u32>().add(number).write_volatile(word) };
+    }
+}
+
 #[inline(always)]
 pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    ebpf_programs::net::mapped(v4)
 }
 
 /// Address of the `struct sock` behind a descriptor of the current task, 0 if it is no socket.

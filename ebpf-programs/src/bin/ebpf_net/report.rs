@@ -19,20 +19,6 @@ use crate::{
 pub(crate) const IPPROTO_TCP: u16 = 6;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
-pub(crate) const EMPTY_KEY: FlowKey = FlowKey {
-    tuple: Tuple {
-        local: [0; 16],
-        remote: [0; 16],
-        local_port: 0,
-        remote_port: 0,
-        netns: 0,
-    },
-    pid: 0,
-    direction: direction::UNKNOWN,
-    folded: 0,
-    _pad: [0; 2],
-};
-
 #[inline(always)]
 pub(crate) fn end(
     key: &mut FlowKey,

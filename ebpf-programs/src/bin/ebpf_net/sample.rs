@@ -1,14 +1,16 @@
 //! Programs run by user space: counters of open connections, and a look at sockets older than the agent.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::raw_tracepoint, programs::RawTracePointContext};
 use ebpf_common::net::{Conn, SAMPLES_PER_RUN, Sample, adopt, direction, sample};
-use ebpf_programs::net::state;
+use ebpf_programs::{memory::cleared, net::state};
 
 use crate::{
-    kernel::{Probed, atomic_add, current_pidns, read, read_counters, read_tuple, sock_of_fd},
+    kernel::{Probed, atomic_add, current_pidns, is_left_out, read, read_counters, read_tuple, sock_of_fd},
     maps::{ADOPT, CONNS, SAMPLES, config, offsets},
     report::IPPROTO_TCP,
-    tcp::{EMPTY, excluded, latest, now, subtract_base},
+    tcp::{latest, now, subtract_base},
 };
 
 /// Run by user space: reads the counters of up to [`SAMPLES_PER_RUN`] open connections.
@@ -61,7 +63,7 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let Some(config) = config() else { return 0 };
-    if excluded(&ask.tuple, config) {
+    if is_left_out(Probed(sk), config) {
         return 0;
     }
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
@@ -80,20 +82,20 @@ pub(crate) fn adopt_socket(_ctx: RawTracePointContext) -> i32 {
     }
     let counters = read_counters(Probed(sk), Some(state), false);
     let now = now();
-    let conn = Conn {
-        id: now,
-        established_ns: now,
-        base_read: counters.read,
-        base_written: counters.written,
-        base_retransmits: counters.retransmits,
-        owner_pid: ask.pid,
-        owner_comm: ask.comm,
-        owner_cgroup: ask.cgroup,
-        direction: direction::UNKNOWN,
-        adopted: 1,
-        ..EMPTY
-    };
-    if CONNS.insert(sk, &conn, BPF_NOEXIST as u64).is_ok() {
+    let mut conn = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let conn: &mut Conn = unsafe { cleared(&mut conn) };
+    conn.id = now;
+    conn.established_ns = now;
+    conn.base_read = counters.read;
+    conn.base_written = counters.written;
+    conn.base_retransmits = counters.retransmits;
+    conn.owner_pid = ask.pid;
+    conn.owner_comm = ask.comm;
+    conn.owner_cgroup = ask.cgroup;
+    conn.direction = direction::UNKNOWN;
+    conn.adopted = 1;
+    if CONNS.insert(sk, &*conn, BPF_NOEXIST as u64).is_ok() {
         ask.id = now;
         // Closed meanwhile: its close found no entry, so nothing would ever end this one.
         if read::<u8>(sk, off.state) as u32 == state::CLOSE {

@@ -1,23 +1,28 @@
 //! TCP connection ends: opened, closed. No hook in the send or receive path.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_ns,
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use ebpf_common::net::{Conn, FlowKey, Handled, NetConfig, TcpCounters, Tuple, direction, policy, stat};
-use ebpf_programs::net::{guess_direction, is_loopback, is_v4, state};
+use ebpf_common::net::{Conn, FlowKey, Handled, NetConfig, TcpCounters, direction, policy, stat};
+use ebpf_programs::{
+    memory::cleared,
+    net::{guess_direction, state},
+};
 
 use crate::{
     accept::{SWITCHES_OF_FORK, executed_just_now},
     kernel::{
-        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_orphan, owned_by_current,
-        parent_process, read_addresses, read_counters, read_netns, read_tuple, tcp_of, voluntary_switches,
+        Memory, Process, Typed, atomic_add, current_process, current_task, has_unread, is_left_out, is_orphan,
+        owned_by_current, parent_process, read_counters, read_netns, read_tuple, tcp_of, voluntary_switches,
     },
     maps::{CONNS, CONNS_WERE_FULL, HANDLED, POLICY, config, count, offsets},
     policy::{bits, is_on, tcp_skip},
-    report::{EMPTY_KEY, end, send_close, skip_reason},
+    report::{end, send_close, skip_reason},
 };
 
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 4.16 and later.
@@ -141,57 +146,16 @@ fn destroyed(sk: u64) {
     finish(tcp, conn, counters, config);
 }
 
-pub(crate) const NO_COUNTERS: TcpCounters = TcpCounters {
-    read: 0,
-    written: 0,
-    retransmits: 0,
-    rtt_us: 0,
-    rtt_var_us: 0,
-    state: 0,
-};
-
-pub(crate) const EMPTY: Conn = Conn {
-    id: 0,
-    established_ns: 0,
-    base_read: 0,
-    base_written: 0,
-    base_retransmits: 0,
-    slot: 0,
-    closing: 0,
-    samples: 0,
-    closed_ns: 0,
-    at_close: NO_COUNTERS,
-    owner_pid: 0,
-    closer_pid: 0,
-    owner_comm: [0; 16],
-    closer_comm: [0; 16],
-    direction: 0,
-    adopted: 0,
-    remote_port: 0,
-    forker_pid: 0,
-    forker_nvcsw: 0,
-    owner_cgroup: 0,
-    closer_cgroup: 0,
-};
-
 #[inline(always)]
 pub(crate) fn now() -> u64 {
     // SAFETY: takes no argument.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// True if the configuration leaves these ends out.
-#[inline(always)]
-pub(crate) fn excluded(tuple: &Tuple, config: &NetConfig) -> bool {
-    (config.loopback == 0 && (is_loopback(&tuple.remote) || is_loopback(&tuple.local)))
-        || (config.ipv6_disabled != 0 && !is_v4(&tuple.remote))
-}
-
 /// CLOSE to SYN_SENT, in the connecting process.
 #[inline(always)]
 fn connecting(tcp: Typed, config: &NetConfig) {
-    let mut tuple = Tuple::default();
-    if !read_addresses(tcp, &mut tuple) || excluded(&tuple, config) {
+    if is_left_out(tcp, config) {
         return;
     }
     if let Some(conn) = CONNS.get_ptr_mut(tcp.address()) {
@@ -210,17 +174,15 @@ fn connecting(tcp: Typed, config: &NetConfig) {
     if !is_on(bits(owner.pid, owner.cgroup, || read_netns(tcp), config)) {
         return;
     }
-    insert(
-        tcp.address(),
-        &Conn {
-            id: now(),
-            owner_pid: owner.pid,
-            owner_comm: owner.comm,
-            owner_cgroup: owner.cgroup,
-            direction: direction::OUTGOING,
-            ..EMPTY
-        },
-    );
+    let mut conn = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let conn: &mut Conn = unsafe { cleared(&mut conn) };
+    conn.id = now();
+    conn.owner_pid = owner.pid;
+    conn.owner_comm = owner.comm;
+    conn.owner_cgroup = owner.cgroup;
+    conn.direction = direction::OUTGOING;
+    insert(tcp.address(), conn);
 }
 
 /// The handshake completed, in softirq.
@@ -244,12 +206,11 @@ fn established(tcp: Typed, old: u32, config: &NetConfig) {
 /// A connection that is open from now on and was not known before. Whose it is shows later.
 #[inline(always)]
 fn opened(tcp: Typed, direction: u8, config: &NetConfig) {
-    let mut tuple = Tuple::default();
-    if !read_tuple(tcp, &mut tuple) || excluded(&tuple, config) {
+    if is_left_out(tcp, config) {
         return;
     }
     if config.policy_entries != 0
-        && let Some(bits) = POLICY.get_ptr(policy::of_netns(tuple.netns))
+        && let Some(bits) = POLICY.get_ptr(policy::of_netns(read_netns(tcp)))
     {
         // SAFETY: a live map value.
         if !is_on(unsafe { *bits }) {
@@ -257,18 +218,19 @@ fn opened(tcp: Typed, direction: u8, config: &NetConfig) {
         }
     }
     let direction = if direction == direction::UNKNOWN {
-        guess_direction(tuple.local_port, tuple.remote_port)
+        let off = offsets();
+        guess_direction(u16::from_be(tcp.u16(off.sport)), u16::from_be(tcp.u16(off.dport)))
     } else {
         direction
     };
     let now = now();
-    let conn = Conn {
-        id: now,
-        established_ns: now,
-        direction,
-        ..EMPTY
-    };
-    if CONNS.insert(tcp.address(), &conn, BPF_NOEXIST as u64).is_ok() {
+    let mut conn = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let conn: &mut Conn = unsafe { cleared(&mut conn) };
+    conn.id = now;
+    conn.established_ns = now;
+    conn.direction = direction;
+    if CONNS.insert(tcp.address(), &*conn, BPF_NOEXIST as u64).is_ok() {
         return;
     }
     // Accepted meanwhile, or the map is full.
@@ -413,10 +375,10 @@ fn finish(tcp: Typed, conn: &mut Conn, counters: TcpCounters, config: &NetConfig
         let _ = CONNS.remove(tcp.address());
         return;
     }
-    let mut key = FlowKey {
-        direction: conn.direction,
-        ..EMPTY_KEY
-    };
+    let mut key = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let key: &mut FlowKey = unsafe { cleared(&mut key) };
+    key.direction = conn.direction;
     let comm;
     let cgroup;
     if conn.closer_pid != 0 {
@@ -446,16 +408,18 @@ fn finish(tcp: Typed, conn: &mut Conn, counters: TcpCounters, config: &NetConfig
         return;
     }
     if slot != 0 {
-        send_close(&key, &counters, &comm, cgroup, (id, slot, adopted), config);
+        send_close(key, &counters, &comm, cgroup, (id, slot, adopted), config);
     } else {
-        end(&mut key, &counters, comm, cgroup, 1 - adopted as u64, config);
+        end(key, &counters, comm, cgroup, 1 - adopted as u64, config);
     }
 }
 
 /// A close without an entry because the connection map was full: still counted whole, from the socket itself.
 #[inline(always)]
 fn closed_untracked(tcp: Typed, old: u32, config: &NetConfig) {
-    let mut key = EMPTY_KEY;
+    let mut key = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let key: &mut FlowKey = unsafe { cleared(&mut key) };
     if !read_tuple(tcp, &mut key.tuple) {
         return;
     }
@@ -476,7 +440,7 @@ fn closed_untracked(tcp: Typed, old: u32, config: &NetConfig) {
     key.pid = owner.pid;
     key.direction = guess_direction(key.tuple.local_port, key.tuple.remote_port);
     let counters = read_counters(tcp, Some(old), key.direction == direction::OUTGOING);
-    end(&mut key, &counters, owner.comm, owner.cgroup, 1, config);
+    end(key, &counters, owner.comm, owner.cgroup, 1, config);
 }
 
 #[inline(always)]

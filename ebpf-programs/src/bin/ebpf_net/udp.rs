@@ -4,6 +4,8 @@
 //! their way out), with the addresses on the wire, whatever call sent it
 //! (sendmmsg, io_uring, segmentation offload). They run for TCP packets too, which leave at the first comparison.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -15,7 +17,10 @@ use aya_ebpf::{
 use ebpf_common::net::{
     EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpSpillEvent, direction, event, stat,
 };
-use ebpf_programs::net::{is_loopback, is_v4};
+use ebpf_programs::{
+    memory::cleared,
+    net::{is_loopback, is_v4},
+};
 
 use crate::{
     kernel::{Probed, Process, atomic_add, current_process_by_task, mapped, read, read_netns},
@@ -31,12 +36,15 @@ const UDP_HEADER: u32 = 8;
 /// Outgoing packets of sockets in the cgroup and below; in the sending process's context.
 #[cgroup_skb]
 pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
-    let mut key = UdpKey::default();
+    let mut key = MaybeUninit::uninit();
     if let Some(config) = config()
-        && let Some(payload) = parse(&ctx, &mut key, true)
-        && admit(&key, payload, config)
+        && let Some(payload) = parse(&ctx, key.as_mut_ptr(), true)
     {
-        sent(&ctx, &key, payload, config);
+        // SAFETY: `parse` has written it.
+        let key = unsafe { key.assume_init_ref() };
+        if admit(key, payload, config) {
+            sent(&ctx, key, payload, config);
+        }
     }
     ALLOW
 }
@@ -50,7 +58,7 @@ pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
     // SAFETY: this CPU's slot; softirqs do not nest.
     let last = unsafe { &mut *last };
     if let Some(config) = config()
-        && let Some(payload) = parse(&ctx, &mut last.key, false)
+        && let Some(payload) = parse(&ctx, &raw mut last.key, false)
     {
         last.valid = 0;
         if admit(&last.key, payload, config) {
@@ -112,9 +120,9 @@ struct Payload {
     segments: u64,
 }
 
-/// Reads the headers into `key`. `None` for everything but UDP.
+/// Reads the headers into `key`, whole. `None` for everything but UDP, which leaves it as it is.
 #[inline(always)]
-fn parse(ctx: &SkBuffContext, key: &mut UdpKey, egress: bool) -> Option<Payload> {
+fn parse(ctx: &SkBuffContext, key: *mut UdpKey, egress: bool) -> Option<Payload> {
     // SAFETY: plain context reads; the verifier turns them into packet pointers.
     let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
     if data + 28 > end {
@@ -166,6 +174,8 @@ fn parse(ctx: &SkBuffContext, key: &mut UdpKey, egress: bool) -> Option<Payload>
     }
     let source_port = u16::from_be_bytes([ports[0], ports[1]]);
     let destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    // SAFETY: the caller's, writable and of this type.
+    let key = unsafe { &mut *key };
     if egress {
         (key.local, key.remote) = (source, destination);
         (key.local_port, key.remote_port) = (source_port, destination_port);
@@ -249,24 +259,22 @@ fn sent(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetConfig)
         count(udp_skip(bits), payload.segments);
         return;
     }
-    let agg = UdpAgg {
-        read: 0,
-        datagrams_read: 0,
-        written: payload.bytes,
-        datagrams_written: payload.segments,
-        first_ns: now(),
-        pid,
-        netns,
-        comm,
-        direction: direction::OUTGOING,
-        _pad: [0; 7],
-        cgroup,
-    };
-    if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
+    let mut agg = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let agg: &mut UdpAgg = unsafe { cleared(&mut agg) };
+    agg.written = payload.bytes;
+    agg.datagrams_written = payload.segments;
+    agg.first_ns = now();
+    agg.pid = pid;
+    agg.netns = netns;
+    agg.comm = comm;
+    agg.direction = direction::OUTGOING;
+    agg.cgroup = cgroup;
+    if map.insert(key, &*agg, BPF_NOEXIST as u64).is_err() {
         // Another CPU made the entry meanwhile, or the map is full.
         match map.get_ptr_mut(key) {
             Some(agg) => add_sent(agg, payload),
-            None => spill(key, &agg, payload, config),
+            None => spill(key, agg, payload, config),
         }
     }
 }
@@ -300,23 +308,18 @@ fn delivered(ctx: &SkBuffContext, key: &UdpKey, payload: Payload, config: &NetCo
             return;
         }
     }
-    let agg = UdpAgg {
-        read: payload.bytes,
-        datagrams_read: payload.segments,
-        written: 0,
-        datagrams_written: 0,
-        first_ns: now(),
-        pid: 0,
-        netns,
-        comm: [0; 16],
-        direction: direction::INCOMING,
-        _pad: [0; 7],
-        cgroup: 0,
-    };
-    if map.insert(key, &agg, BPF_NOEXIST as u64).is_err() {
+    let mut agg = MaybeUninit::uninit();
+    // SAFETY: integers only, without padding.
+    let agg: &mut UdpAgg = unsafe { cleared(&mut agg) };
+    agg.read = payload.bytes;
+    agg.datagrams_read = payload.segments;
+    agg.first_ns = now();
+    agg.netns = netns;
+    agg.direction = direction::INCOMING;
+    if map.insert(key, &*agg, BPF_NOEXIST as u64).is_err() {
         match map.get_ptr_mut(key) {
             Some(agg) => add_delivered(agg, payload),
-            None => spill(key, &agg, payload, config),
+            None => spill(key, agg, payload, config),
         }
     }
 }

@@ -144,6 +144,8 @@ impl Beside for HttpCapture {
             },
             generation: 1,
             busy_bytes: config.load.ring_buffer_size / 4 * 3,
+            marked: 0,
+            _pad: 0,
         };
         let mut capabilities = Capabilities::default();
         let mut object = http::load(&config.load, kernel)?;
@@ -196,6 +198,10 @@ impl Beside for HttpCapture {
         this.follow_nat();
         this.object.set_config(this.kernel)?;
         this.object.attach(&mut capabilities)?;
+        // Where processes are hidden, so may be the namespaces of their connections.
+        if shared || pid_namespace_is_first() {
+            this.mark_older()?;
+        }
         this.report(capabilities);
         Ok(this)
     }
@@ -250,6 +256,22 @@ impl HttpCapture {
     #[must_use]
     pub fn programs(&self) -> Vec<(String, ProgramStats)> {
         self.object.programs()
+    }
+
+    /// Spares the kernel remembering what does not speak HTTP, where it can.
+    fn mark_older(&mut self) -> anyhow::Result<()> {
+        match self.object.mark_older(&self.proc) {
+            Ok(namespaces) => {
+                tracing::debug!(namespaces, "Marked the connections older than the programs of httpflow");
+                self.kernel.marked = 1;
+                self.object.set_config(self.kernel)
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::debug!(reason, "Connections that do not speak HTTP take memory of the kernel: older ones cannot be told");
+                Ok(())
+            }
+        }
     }
 
     fn report(&mut self, capabilities: Capabilities) {
