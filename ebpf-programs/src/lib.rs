@@ -8,3 +8,4 @@
 pub mod http;
 pub mod memory;
 pub mod net;
+pub mod ring;

@@ -10,18 +10,23 @@ use ahash::RandomState;
 use anyhow::Context as _;
 use hashbrown::HashSet;
 
+use super::privileges;
 use crate::identity::process::Proc;
 
 /// Does `work` once in each network namespace that a process of `proc` is in, on a thread that enters it; gives their number.
 ///
+/// Some hardened process may refuse whoever asks; its namespace is mostly that of others too.
+///
 /// # Errors
-/// What `work` said; if a namespace can neither be looked at nor entered (needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`).
+/// What `work` said; if a namespace cannot be entered (needs `CAP_SYS_ADMIN`), or processes do not say which is theirs (needs
+/// `CAP_SYS_PTRACE`).
 pub fn in_each(proc: &Proc, work: impl Fn() -> anyhow::Result<()> + Sync) -> anyhow::Result<usize> {
     let own = fs::metadata("/proc/thread-self/ns/net")
         .context("cannot look at the agent's network namespace")?
         .ino();
     work()?;
     let mut done: HashSet<u64, RandomState> = HashSet::from_iter([own]);
+    let (mut allowed, mut refused) = (0u32, 0u32);
     for pid in proc.pids() {
         let path = proc.path(pid, "ns/net");
         let opened = fs::metadata(&path).and_then(|metadata| {
@@ -36,13 +41,19 @@ pub fn in_each(proc: &Proc, work: impl Fn() -> anyhow::Result<()> + Sync) -> any
             Ok(Some((namespace, inode))) if !done.contains(&inode) => {
                 inside(&namespace, &work).with_context(|| format!("in the network namespace of process {pid}"))?;
                 done.insert(inode);
+                allowed += 1;
             }
-            Ok(_) => {}
+            Ok(_) => allowed += 1,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused += 1,
             // It is gone, and kernel threads have none.
             Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
         }
     }
+    anyhow::ensure!(
+        refused == 0 || (privileges::holds("CAP_SYS_PTRACE") && refused <= allowed),
+        "{refused} processes refuse to say which network namespace is theirs; it takes CAP_SYS_PTRACE"
+    );
     Ok(done.len())
 }
 

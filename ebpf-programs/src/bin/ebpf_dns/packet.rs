@@ -16,6 +16,7 @@ use ebpf_common::{
 use ebpf_programs::{
     memory::cleared,
     net::{is_loopback, is_v4},
+    ring::wakes,
 };
 
 use crate::{
@@ -28,8 +29,6 @@ const UDP_HEADER: u32 = 8;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
 const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
-/// The reader is woken within 8 KiB of the mark: more than an event has.
-const WAKE_SHIFT: u32 = 13;
 
 /// Outgoing packets of sockets in the cgroup and below.
 #[cgroup_skb]
@@ -359,10 +358,6 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, seen: &Seen, config: &DnsConfig)
         (*event).head = seen.head;
         (*event).head.captured = wanted as u16;
     }
-    // Beyond the mark it has been woken, and does not wait while there is something. Without a branch: in the loop of pieces
-    // old kernels would walk on twice.
-    let beyond = EVENTS.query(BPF_RB_AVAIL_DATA).wrapping_sub(config.wake_bytes);
-    let at_mark = (beyond >> WAKE_SHIFT).wrapping_sub(1) >> 63;
-    let flag = NO_WAKEUP + at_mark * (FORCE_WAKEUP - NO_WAKEUP);
-    entry.submit(flag);
+    let woken = wakes(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes);
+    entry.submit(NO_WAKEUP + woken * (FORCE_WAKEUP - NO_WAKEUP));
 }

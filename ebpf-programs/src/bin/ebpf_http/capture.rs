@@ -12,7 +12,10 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use ebpf_common::http::{DataHead, HttpConfig, HttpSock, PART, PARTS, TAIL, event, flag, role, stat, state, way};
-use ebpf_programs::http::{empty_lines, first_mark, line_feeds, verdict};
+use ebpf_programs::{
+    http::{empty_lines, first_mark, line_feeds, verdict},
+    ring::wakes,
+};
 
 use crate::{
     maps::{EVENTS, QUIT, config, count},
@@ -35,6 +38,8 @@ const GLIMPSE: usize = 16;
 /// Bytes behind a head that are captured with it: the size of the first chunk, and the next message's first word.
 const BEHIND: u32 = 24;
 const BPF_RB_AVAIL_DATA: u64 = 0;
+const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
+const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
 
 /// An event with room for `N` captured bytes.
 #[repr(C)]
@@ -183,7 +188,7 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Pas
             Found::Goes
         };
         if let Found::Several | Found::Further = found {
-            entry.discard(BPF_RB_NO_WAKEUP as u64);
+            entry.discard(NO_WAKEUP);
             return found;
         }
         let head = &raw mut (*event).head;
@@ -390,9 +395,6 @@ pub(crate) fn hand_on<T>(entry: RingBufEntry<T>) {
         Some(config) => config.net.wake_bytes,
         None => 0,
     };
-    entry.submit(if EVENTS.query(BPF_RB_AVAIL_DATA) > wake {
-        BPF_RB_FORCE_WAKEUP as u64
-    } else {
-        BPF_RB_NO_WAKEUP as u64
-    });
+    let woken = wakes(EVENTS.query(BPF_RB_AVAIL_DATA), wake);
+    entry.submit(NO_WAKEUP + woken * (FORCE_WAKEUP - NO_WAKEUP));
 }

@@ -43,13 +43,13 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &mut Segme
     if !sock.is_null() && unsafe { (*sock).state } == state::OTHER {
         return;
     }
+    if sock.is_null() && (segment.len == 0 || is_listening(sk)) {
+        return;
+    }
     let Some(config) = config() else { return };
     segment.forget();
     let mut start = Start::NOT;
     if sock.is_null() {
-        if segment.len == 0 || is_listening(sk) {
-            return;
-        }
         let Some(seen) = Start::of(sk, segment) else { return };
         start = seen;
         if config.marked != 0 && start.begins == NEITHER {

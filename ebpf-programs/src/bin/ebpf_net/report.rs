@@ -8,7 +8,10 @@ use ebpf_common::net::{
     EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpCounters, TcpSpillEvent, Tuple, direction,
     event, stat,
 };
-use ebpf_programs::net::{fold_ports, guess_direction, is_loopback, is_v4, state};
+use ebpf_programs::{
+    net::{fold_ports, guess_direction, is_loopback, is_v4, state},
+    ring::wakes,
+};
 
 use crate::{
     kernel::atomic_add,
@@ -59,13 +62,12 @@ pub(crate) fn skip_reason(tuple: &Tuple, old: u32, config: &NetConfig) -> Option
     None
 }
 
+/// Flag with which an event is submitted.
 #[inline(always)]
-fn wake_flag(config: &NetConfig) -> u64 {
-    if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
-        BPF_RB_FORCE_WAKEUP as u64
-    } else {
-        BPF_RB_NO_WAKEUP as u64
-    }
+pub(crate) fn wake_flag(config: &NetConfig) -> u64 {
+    const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
+    const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
+    NO_WAKEUP + wakes(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes) * (FORCE_WAKEUP - NO_WAKEUP)
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{bpf_ktime_get_ns, generated},
     macros::{cgroup_skb, cgroup_sock, raw_tracepoint},
     maps::HashMap,
@@ -26,11 +26,11 @@ use crate::{
     kernel::{Probed, Process, atomic_add, current_process_by_task, mapped, read, read_netns},
     maps::{EVENTS, SOCK_OWNERS, UDP_AGG_0, UDP_AGG_1, UDP_LAST, config, count, offsets},
     policy::{bits, is_on, udp_skip},
+    report::wake_flag,
 };
 
 const ALLOW: i32 = 1;
 const IPPROTO_UDP: u8 = 17;
-const BPF_RB_AVAIL_DATA: u64 = 0;
 const UDP_HEADER: u32 = 8;
 
 /// Outgoing packets of sockets in the cgroup and below; in the sending process's context.
@@ -335,11 +335,7 @@ fn add_delivered(agg: *mut UdpAgg, payload: Payload) {
 
 #[inline(always)]
 fn spill(key: &UdpKey, agg: &UdpAgg, payload: Payload, config: &NetConfig) {
-    let flag = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.wake_bytes {
-        BPF_RB_FORCE_WAKEUP as u64
-    } else {
-        BPF_RB_NO_WAKEUP as u64
-    };
+    let flag = wake_flag(config);
     let Some(mut entry) = EVENTS.reserve::<UdpSpillEvent>(0) else {
         count(stat::UDP_LOST_FULL, payload.segments);
         return;
