@@ -9,5 +9,6 @@ pub mod ebpf_net;
 mod ends;
 pub mod http;
 mod policy;
+mod tls;
 #[cfg(test)]
 mod test_pods;

@@ -19,8 +19,10 @@ const INLINE: u8 = 2;
 const VERSION_MAX: u64 = 256;
 /// Bytes of the data that are searched where a program has no sections; the note is near its start.
 const SEARCH_MAX: u64 = 1 << 20;
-/// Sections that nothing else has.
-const SECTIONS: [&[u8]; 3] = [b".go.buildinfo", b".gopclntab", b".note.go.buildid"];
+/// Kind and owner of the note of Go's linker that names the build.
+const NOTE: &[u8] = b"\x04\0\0\0Go\0\0";
+/// Bytes of notes that are looked at.
+const NOTE_MAX: u64 = 4096;
 
 /// The version of Go that built the program, empty if that is not told; `None` if it was not built by Go.
 pub(super) fn find(image: &Image<'_>) -> Result<Option<String>, GoError> {
@@ -28,13 +30,15 @@ pub(super) fn find(image: &Image<'_>) -> Result<Option<String>, GoError> {
     if let Some(section) = named {
         return Ok(Some(version(image, section.address).unwrap_or_default()));
     }
-    let is_go = image.sections.iter().any(|section| {
-        SECTIONS.contains(&section.name.as_slice()) || section.name.ends_with(b".gopclntab")
-    });
+    let is_go = image.sections.iter().any(|section| section.name.ends_with(b".gopclntab"))
+        || image.notes.iter().any(|note| {
+            let note = image.at(note.address, note.size.min(NOTE_MAX));
+            note.is_ok_and(|note| memmem::find(&note, NOTE).is_some())
+        });
     if !is_go && !image.sections.is_empty() {
         return Ok(None);
     }
-    // All names are gone, or this one.
+    // All names are gone, or some.
     for segment in image.segments.iter().filter(|segment| segment.size > 0 && !segment.executable) {
         let range = Range {
             address: segment.address,

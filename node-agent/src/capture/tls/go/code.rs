@@ -1,6 +1,6 @@
 //! Code of one function: where its body begins, behind the check of the stack's size, and where it returns.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 
 use super::{
     GoError,
@@ -62,10 +62,10 @@ fn amd64(code: &[u8], offset: u64) -> Result<Places, GoError> {
         }
         if body.is_none() {
             checked |= is_check(&instruction);
-            let jumps = instruction.flow_control() != FlowControl::Next;
+            let leaves = matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret);
             if checked && instruction.mnemonic() == Mnemonic::Jbe {
                 body = Some(instruction.next_ip());
-            } else if index >= CHECK_MAX || jumps && instruction.mnemonic() != Mnemonic::Jb {
+            } else if index >= CHECK_MAX || leaves {
                 return Err(NO_CHECK);
             }
         }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use object::{
-    LittleEndian, U32Bytes, U64Bytes,
+    LittleEndian,
     elf::{
         DT_RELA, DT_RELASZ, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, EM_X86_64, FileHeader64, PF_W, PF_X, PT_DYNAMIC,
-        PT_LOAD, ProgramHeader64, SHT_NOBITS, SectionHeader64,
+        PT_LOAD, PT_NOTE, ProgramHeader64, SHT_NOBITS, SectionHeader64,
     },
     pod::{from_bytes, slice_from_bytes},
 };
@@ -70,8 +70,10 @@ pub(super) struct Image<'f> {
     left: Cell<u64>,
     pub(super) machine: Machine,
     pub(super) segments: Vec<Segment>,
-    /// None if the file has none.
+    /// Empty if the file has none.
     pub(super) sections: Vec<Section>,
+    /// What the linker noted.
+    pub(super) notes: Vec<Range>,
     /// Relocations with addends.
     pub(super) relocations: Option<Range>,
 }
@@ -100,6 +102,7 @@ impl<'f> Image<'f> {
             machine: Machine::Other,
             segments: Vec::new(),
             sections: Vec::new(),
+            notes: Vec::new(),
             relocations: None,
         };
         let head = this.bytes(0, size_of::<FileHeader64<LittleEndian>>() as u64)?;
@@ -145,6 +148,7 @@ impl<'f> Image<'f> {
                     writable: header.p_flags.get(endian) & PF_W != 0,
                     executable: header.p_flags.get(endian) & PF_X != 0,
                 }),
+                PT_NOTE => self.notes.push(Range { address, size }),
                 PT_DYNAMIC => dynamic = Some(Range { address, size }),
                 _ => {}
             }
@@ -191,8 +195,8 @@ impl<'f> Image<'f> {
         let (mut address, mut size) = (None, None);
         for entry in table.chunks_exact(16) {
             match (word(entry, 0)?, word(entry, 8)?) {
-                (tag, value) if tag == u64::from(DT_RELA) => address = Some(value),
-                (tag, value) if tag == u64::from(DT_RELASZ) => size = Some(value),
+                (tag, value) if tag == DT_RELA.cast_unsigned() => address = Some(value),
+                (tag, value) if tag == DT_RELASZ.cast_unsigned() => size = Some(value),
                 _ => {}
             }
         }
@@ -265,6 +269,11 @@ pub(super) struct Window<'i, 'f> {
 }
 
 impl Window<'_, '_> {
+    /// Bytes of it.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Some bytes of the range, fewer than the buffer has.
     pub(super) fn get(&mut self, at: u64, size: usize) -> Result<&[u8], GoError> {
         let end = at.checked_add(size as u64).filter(|end| *end <= self.size && size <= WINDOW);
@@ -306,14 +315,10 @@ impl Window<'_, '_> {
 
 /// A word of eight bytes.
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u64> {
-    let bytes = bytes.get(at..)?;
-    let (word, _) = from_bytes::<U64Bytes<LittleEndian>>(bytes).ok()?;
-    Some(word.get(LittleEndian))
+    bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
 }
 
 /// A word of four bytes.
 pub(super) fn half(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?;
-    let (word, _) = from_bytes::<U32Bytes<LittleEndian>>(bytes).ok()?;
-    Some(word.get(LittleEndian))
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
 }

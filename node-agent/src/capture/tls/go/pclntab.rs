@@ -148,7 +148,7 @@ impl Table {
         let at = |range: Range| {
             let address = text.checked_add(range.address).filter(|address| *address != 0);
             let address = address.ok_or(GoError::Table("it does not say where functions are"))?;
-            Ok(Range { address, ..range })
+            Ok::<_, GoError>(Range { address, ..range })
         };
         let [write, read] = entries;
         Ok(Some([at(write)?, at(read)?]))
@@ -310,9 +310,9 @@ fn relocations(image: &Image<'_>, mut each: impl FnMut(u64, u64)) -> Result<(), 
         _ => R_X86_64_RELATIVE,
     };
     let mut table = image.window(range)?;
-    // Whole entries only, so that none is cut by the window.
     let mut at = 0;
-    while let Ok(entry) = table.get(at, RELOCATION) {
+    while at + RELOCATION as u64 <= table.size() {
+        let entry = table.get(at, RELOCATION)?;
         if let (Some(place), Some(info), Some(value)) = (word(entry, 0), word(entry, 8), word(entry, 16))
             && info & 0xffff_ffff == u64::from(kind)
         {

@@ -1,0 +1,2 @@
+//! Placeholder until the frame is there.
+pub(in crate::capture) mod go;
