@@ -9,6 +9,7 @@
 
 use std::fs::File;
 
+use super::blind::Reason;
 use crate::capture::elf::{self, ElfError, Exits};
 
 /// Where a kernel program is run.
@@ -28,7 +29,7 @@ pub(super) struct Targets {
     /// What is known of its kind, for metrics and `doctor`: `openssl`, `gnutls`, `go`.
     pub(super) kind: &'static str,
     /// It takes part in TLS, and plain text cannot be seen: why.
-    pub(super) blind: Option<&'static str>,
+    pub(super) blind: Option<Reason>,
 }
 
 /// A function of a C library.
@@ -56,15 +57,13 @@ const fn function(name: &'static str, enter: &'static str, returns: bool, kind: 
 }
 
 /// Functions of OpenSSL (and BoringSSL, LibreSSL) and GnuTLS.
-const FUNCTIONS: [Function; 15] = [
+const FUNCTIONS: [Function; 13] = [
     function("SSL_read", "tls_read", true, OPENSSL),
     function("SSL_write", "tls_write", true, OPENSSL),
     function("SSL_read_ex", "tls_read_ex", true, OPENSSL),
     function("SSL_write_ex", "tls_write_ex", true, OPENSSL),
     function("SSL_sendfile", "tls_sendfile", true, OPENSSL),
     function("SSL_do_handshake", "tls_handshake", true, OPENSSL),
-    function("SSL_connect", "tls_handshake", true, OPENSSL),
-    function("SSL_accept", "tls_handshake", true, OPENSSL),
     function("SSL_free", "tls_free", false, OPENSSL),
     function("SSL_clear", "tls_free", false, OPENSSL),
     function("BIO_write", "tls_bio_write", false, OPENSSL),
@@ -74,7 +73,7 @@ const FUNCTIONS: [Function; 15] = [
     function("gnutls_deinit", "tls_free", false, GNUTLS),
 ];
 
-/// Finds what there is to probe in a file that is mapped for execution. With `library`, its name says that it is one of TLS.
+/// Finds what there is to probe in a file that is mapped for execution.
 ///
 /// # Errors
 /// If the file cannot be read, or is none of the kind.
