@@ -9,7 +9,7 @@ use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line},
+    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line, tls_config},
     capture::{
         bash::{BASH, BashCapture},
         beside::{Beside, Surroundings},
@@ -18,6 +18,7 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
         http::HttpCapture,
+        tls::TlsCapture,
     },
     ebpf::{
         capability::{Capabilities, Feature, State},
@@ -61,7 +62,7 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
     let (bash, dns) = (bash_config(config, &refuse), dns_config(config, &refuse));
-    let http = http_config(config, &refuse);
+    let (http, tls) = (http_config(config, &refuse), tls_config(config, &refuse));
     let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
         &Instruments::new(&telemetry),
@@ -85,6 +86,12 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         match beside::<HttpCapture>(&settings, &telemetry, &mut capabilities) {
             Ok(capture) => programs.extend(capture.programs()),
             Err(error) => capabilities.off(HttpCapture::NAME, one_line(&error)),
+        }
+    }
+    if let Some(settings) = tls {
+        match beside::<TlsCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
+            Err(error) => capabilities.off(TlsCapture::NAME, one_line(&error)),
         }
     }
     if let Some(settings) = bash {

@@ -34,8 +34,10 @@ pub mod stat {
     pub const PROCESSES_MISSED: u32 = CALLS_FULL + 6;
     /// Returns without a call: it began before the probe was there.
     pub const NO_CALL: u32 = CALLS_FULL + 7;
+    /// Calls of Go programs on connections that lead to no descriptor of a TCP socket.
+    pub const NO_DESCRIPTOR: u32 = CALLS_FULL + 8;
     /// Number of counters.
-    pub const COUNT: u32 = CALLS_FULL + 8;
+    pub const COUNT: u32 = CALLS_FULL + 9;
 }
 
 /// Kinds of [`ProcessEvent`].

@@ -23,6 +23,9 @@ mod capture;
 #[path = "ebpf_tls/emit.rs"]
 mod emit;
 #[cfg(target_arch = "bpf")]
+#[path = "ebpf_tls/go.rs"]
+mod go;
+#[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/kernel.rs"]
 #[allow(dead_code, reason = "ebpf-net uses all of it")]
 mod kernel;

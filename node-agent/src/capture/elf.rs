@@ -66,8 +66,19 @@ pub(super) enum ElfError {
 pub(super) struct Depth {
     /// Bytes of symbols, or of their names, that are read.
     pub(super) max: u64,
-    /// Also symbols that nobody else can use, which files may be stripped of, if nothing is found among the others.
-    pub(super) own: bool,
+    /// Symbols that nobody else can use.
+    pub(super) own: Own,
+}
+
+/// Whether symbols are looked at that nobody else can use, which files may be stripped of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Never.
+    Never,
+    /// If there is none among the others.
+    IfNone,
+    /// Also for those that were not found among the others.
+    Always,
 }
 
 /// Finds symbols by name, in the order of the file.
@@ -97,10 +108,15 @@ fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
         return Err(ElfError::Other);
     }
     let sections = header.sections(endian, data)?;
-    let mut found = Vec::new();
+    let mut found: Vec<Symbol> = Vec::new();
     // What is exported first: it is small, and stays when a file is stripped.
     for kind in [SHT_DYNSYM, SHT_SYMTAB] {
-        if kind == SHT_SYMTAB && (!depth.own || !found.is_empty()) {
+        let enough = match depth.own {
+            Own::Never => true,
+            Own::IfNone => !found.is_empty(),
+            Own::Always => found.len() == wanted.len(),
+        };
+        if kind == SHT_SYMTAB && enough {
             break;
         }
         // One is all there is, in files that mean well.
@@ -117,14 +133,18 @@ fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
                 let Some(name) = wanted.iter().position(|wanted| wanted.as_bytes() == name) else {
                     continue;
                 };
+                if found.iter().any(|found| found.name == name) {
+                    continue;
+                }
                 let code = if symbol.st_shndx(endian) == SHN_UNDEF {
                     None
                 } else {
                     let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
-                    file_offset::<Elf, R>(header, endian, data, address)?.map(|at| Code {
-                        at,
-                        exits: exits(header.e_machine(endian), data, at, size),
-                    })
+                    let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? else {
+                        continue;
+                    };
+                    let exits = exits(header.e_machine(endian), data, at, size);
+                    Some(Code { at, exits })
                 };
                 found.push(Symbol { name, code });
             }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     http::{
-        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way,
+        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, stat, state, way,
     },
     net::policy,
 };

@@ -67,7 +67,7 @@ pub(crate) fn tls_sendfile(ctx: ProbeContext) -> u32 {
     enter(&ctx, way::EGRESS, result::NUMBER, 0, 0)
 }
 
-/// `SSL_do_handshake(ssl)`, `SSL_connect(ssl)`, `SSL_accept(ssl)`, `gnutls_handshake(session)`
+/// `SSL_do_handshake(ssl)`, which `SSL_connect` and `SSL_accept` call; `gnutls_handshake(session)`
 #[uprobe]
 pub(crate) fn tls_handshake(ctx: ProbeContext) -> u32 {
     emit::begins(&key(&ctx));

@@ -40,6 +40,9 @@ pub(crate) fn plaintext(key: &ConnKey, sk: u64, way: u8, buffer: u64, len: u32, 
         return;
     };
     if sk != 0 {
+        if conn.sk != sk {
+            count(stat::BY_DESCRIPTOR, 1);
+        }
         match is_at(conn, key, sk) {
             Some(same) => conn = same,
             None => return,

@@ -11,7 +11,6 @@ use records::{Bash, RecordBatch, Str};
 use super::{
     events::Line,
     metrics::Ledger,
-    policy::{Policy, Whose},
 };
 use crate::{ebpf::sys::monotonic_ns, identity::cgroup::Uid};
 

@@ -9,6 +9,10 @@
 
 use std::fs::File;
 
+use super::{
+    blind::Reason,
+    go::{self, Go, GoError, GoTls},
+};
 use crate::capture::elf::{self, ElfError, Exits};
 
 /// Where a kernel program is run.
@@ -28,7 +32,7 @@ pub(super) struct Targets {
     /// What is known of its kind, for metrics and `doctor`: `openssl`, `gnutls`, `go`.
     pub(super) kind: &'static str,
     /// It takes part in TLS, and plain text cannot be seen: why.
-    pub(super) blind: Option<&'static str>,
+    pub(super) blind: Option<Reason>,
 }
 
 /// A function of a C library.
@@ -42,6 +46,7 @@ struct Function {
 
 const OPENSSL: &str = "openssl";
 const GNUTLS: &str = "gnutls";
+const GO: &str = "go";
 /// Programs at returns: at instructions, and of functions.
 pub(super) const RETURNS: &str = "tls_returns";
 pub(super) const RETURNED: &str = "tls_returned";
@@ -56,15 +61,13 @@ const fn function(name: &'static str, enter: &'static str, returns: bool, kind: 
 }
 
 /// Functions of OpenSSL (and BoringSSL, LibreSSL) and GnuTLS.
-const FUNCTIONS: [Function; 15] = [
+const FUNCTIONS: [Function; 13] = [
     function("SSL_read", "tls_read", true, OPENSSL),
     function("SSL_write", "tls_write", true, OPENSSL),
     function("SSL_read_ex", "tls_read_ex", true, OPENSSL),
     function("SSL_write_ex", "tls_write_ex", true, OPENSSL),
     function("SSL_sendfile", "tls_sendfile", true, OPENSSL),
     function("SSL_do_handshake", "tls_handshake", true, OPENSSL),
-    function("SSL_connect", "tls_handshake", true, OPENSSL),
-    function("SSL_accept", "tls_handshake", true, OPENSSL),
     function("SSL_free", "tls_free", false, OPENSSL),
     function("SSL_clear", "tls_free", false, OPENSSL),
     function("BIO_write", "tls_bio_write", false, OPENSSL),
@@ -74,12 +77,42 @@ const FUNCTIONS: [Function; 15] = [
     function("gnutls_deinit", "tls_free", false, GNUTLS),
 ];
 
-/// Finds what there is to probe in a file that is mapped for execution. With `library`, its name says that it is one of TLS.
+/// Finds what there is to probe in a file that is mapped for execution.
 ///
 /// # Errors
 /// If the file cannot be read, or is none of the kind.
 pub(super) fn look(file: &File, depth: elf::Depth) -> Result<Targets, ElfError> {
-    c_library(file, depth)
+    let blind = |reason| Targets {
+        kind: GO,
+        blind: Some(reason),
+        ..Targets::default()
+    };
+    match go::inspect(file) {
+        Ok(Go::No) => c_library(file, depth),
+        Ok(Go::WithoutTls) => Ok(Targets::default()),
+        Ok(Go::Tls(found)) => Ok(go_program(found)),
+        Err(error) => {
+            tracing::debug!(%error, "The TLS of a Go program cannot be seen");
+            Ok(blind(match error {
+                GoError::Old(_) => Reason::OldGo,
+                _ => Reason::Go,
+            }))
+        }
+    }
+}
+
+/// By what is known of `crypto/tls`.
+fn go_program(found: GoTls) -> Targets {
+    let at = |program: &'static str, all: Vec<u64>| all.into_iter().map(move |at| Spot { program, at });
+    let spots = at("go_write", vec![found.write])
+        .chain(at("go_read", found.read_returns))
+        .chain(at("go_close", Vec::from_iter(found.close)))
+        .chain(at("go_handshake", found.handshakes));
+    Targets {
+        spots: spots.collect(),
+        kind: GO,
+        blind: None,
+    }
 }
 
 /// By the names of functions.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! file ▶ image: is it Go? ▶ version ▶ pclntab: names, entries ▶ moduledata: where code begins
-//!                                        └▶ code: behind the stack check of Write and Read, the returns of Read ▶ GoTls
+//!                                        └▶ code: behind the stack check of Write, the returns of Read ▶ GoTls
 //! ```
 //! The table of functions that Go's runtime needs for itself is in every program, stripped or not, so symbols are not
 //! asked. Probes are set at plain instructions only: a probe of the return changes the stack, which Go moves. And they are
@@ -20,7 +20,7 @@ mod tests;
 
 use std::{fs::File, io};
 
-use image::Image;
+use image::{Image, Range};
 
 /// The first version that passes arguments in registers, as the probes expect them.
 const REGISTERS_SINCE: u32 = 17;
@@ -45,10 +45,13 @@ pub(in crate::capture::tls) struct GoTls {
     pub(in crate::capture::tls) version: String,
     /// In `(*Conn).Write`, behind the check of its stack: connection, data and length are in the first registers.
     pub(in crate::capture::tls) write: u64,
-    /// The same in `(*Conn).Read`.
-    pub(in crate::capture::tls) read: u64,
-    /// The instructions with which `(*Conn).Read` returns: the number of bytes is in the first register.
+    /// The instructions with which `(*Conn).Read` returns: the number of bytes is in the first register, connection and
+    /// buffer are behind the return address on the stack.
     pub(in crate::capture::tls) read_returns: Vec<u64>,
+    /// In `(*Conn).Close`, where the connection is in the first register.
+    pub(in crate::capture::tls) close: Option<u64>,
+    /// The same in `(*Conn).clientHandshake` and `(*Conn).serverHandshake`.
+    pub(in crate::capture::tls) handshakes: Vec<u64>,
 }
 
 /// Why a Go program cannot be read. The text is for who asks why nothing is seen of it.
@@ -94,12 +97,16 @@ pub(in crate::capture::tls) fn inspect(file: &File) -> Result<Go, GoError> {
     if buildinfo::minor(&version).map_or_else(|| table.is_old(), |minor| minor < since) {
         return Err(GoError::Old(if version.is_empty() { "an old Go".to_owned() } else { version }));
     }
-    let [write, read] = functions.map(|range| code::read(&image, range));
-    let (write, read) = (write?, read?);
+    let [Some(write), Some(read), close, client, server] = functions else {
+        return Ok(Go::WithoutTls);
+    };
+    // A program without these is followed all the same.
+    let body = |function: Option<Range>| function.and_then(|function| code::body(&image, function).ok());
     Ok(Go::Tls(GoTls {
         version,
-        write: write.body,
-        read: read.body,
-        read_returns: read.returns,
+        write: code::body(&image, write)?,
+        read_returns: code::returns(&image, read)?,
+        close: body(close),
+        handshakes: [client, server].into_iter().filter_map(body).collect(),
     }))
 }

@@ -22,7 +22,15 @@ const HINTS_MAX: usize = 64;
 /// Bytes of a table's header.
 const HEAD: u64 = 72;
 /// The functions that are looked for; with what stands around each in the table of names.
-const NAMES: [&[u8]; 2] = [b"\0crypto/tls.(*Conn).Write\0", b"\0crypto/tls.(*Conn).Read\0"];
+const NAMES: [&[u8]; FUNCTIONS] = [
+    b"\0crypto/tls.(*Conn).Write\0",
+    b"\0crypto/tls.(*Conn).Read\0",
+    b"\0crypto/tls.(*Conn).Close\0",
+    b"\0crypto/tls.(*Conn).clientHandshake\0",
+    b"\0crypto/tls.(*Conn).serverHandshake\0",
+];
+/// How many.
+const FUNCTIONS: usize = 5;
 /// Bytes of an entry of relocations.
 const RELOCATION: usize = 24;
 
@@ -31,6 +39,9 @@ const MODULE_NAMES: u64 = 8;
 const MODULE_FIRST: u64 = 160;
 const MODULE_LAST: u64 = 168;
 const MODULE_TEXT: u64 = 176;
+
+/// Code of the functions, by name.
+pub(super) type Functions = [Option<Range>; FUNCTIONS];
 
 /// The layouts that are known, by the version of Go that they came with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,8 +146,9 @@ impl Table {
         self.layout == Layout::V116
     }
 
-    /// Code of `Write` and `Read`, in that order; `None` if the program has neither.
-    pub(super) fn functions(&self, image: &Image<'_>) -> Result<Option<[Range; 2]>, GoError> {
+    /// Code of the functions, in the order of their names; `None` if the program has no `Write` or no `Read`. The linker leaves
+    /// out what is not called.
+    pub(super) fn functions(&self, image: &Image<'_>) -> Result<Option<Functions>, GoError> {
         let Some(names) = self.name_offsets(image)? else {
             return Ok(None);
         };
@@ -150,12 +162,15 @@ impl Table {
             let address = address.ok_or(GoError::Table("it does not say where functions are"))?;
             Ok::<_, GoError>(Range { address, ..range })
         };
-        let [write, read] = entries;
-        Ok(Some([at(write)?, at(read)?]))
+        let mut functions = [None; FUNCTIONS];
+        for (function, entry) in functions.iter_mut().zip(entries) {
+            *function = entry.map(at).transpose()?;
+        }
+        Ok(Some(functions))
     }
 
-    fn name_offsets(&self, image: &Image<'_>) -> Result<Option<[u32; 2]>, GoError> {
-        let mut found = [None; 2];
+    fn name_offsets(&self, image: &Image<'_>) -> Result<Option<[Option<u32>; FUNCTIONS]>, GoError> {
+        let mut found = [None; FUNCTIONS];
         let overlap = NAMES.iter().map(|name| name.len()).max().unwrap_or_default();
         image.window(self.names)?.parts(overlap, |at, part| {
             for (name, found) in NAMES.iter().zip(&mut found) {
@@ -165,11 +180,7 @@ impl Table {
             }
             found.iter().all(Option::is_some).then_some(())
         })?;
-        match found {
-            [Some(write), Some(read)] => Ok(Some([write, read])),
-            // The linker leaves out what is not called: a program that only sends, or only makes certificates.
-            _ => Ok(None),
-        }
+        Ok(matches!(found, [Some(_), Some(_), ..]).then_some(found))
     }
 
     /// Bytes of an entry: a function, and where it is described.
@@ -205,12 +216,12 @@ impl Table {
     }
 
     /// Entries of the functions with these names.
-    fn entries(&self, image: &Image<'_>, names: [u32; 2]) -> Result<[Range; 2], GoError> {
+    fn entries(&self, image: &Image<'_>, names: [Option<u32>; FUNCTIONS]) -> Result<Functions, GoError> {
         let (size, damaged) = (self.entry_size(), || GoError::Damaged("its table of functions"));
         let (mut table, mut descriptions) = (image.window(self.functions)?, image.window(self.functions)?);
         // In a description the name follows the function's entry.
         let name_at = size as u64 / 2;
-        let mut found = [None; 2];
+        let mut found = [None; FUNCTIONS];
         for index in 0..self.count {
             let bytes = table.get(index * size as u64, size + size / 2)?;
             let (start, described) = self.entry(bytes).ok_or_else(damaged)?;
@@ -220,12 +231,12 @@ impl Table {
             };
             let name = descriptions.get(described.checked_add(name_at).ok_or_else(damaged)?, 4)?;
             let name = half(name, 0).ok_or_else(damaged)?;
-            if let Some(found) = names.iter().position(|wanted| *wanted == name).and_then(|at| found.get_mut(at)) {
+            if let Some(found) = names.iter().position(|wanted| *wanted == Some(name)).and_then(|at| found.get_mut(at)) {
                 let size = end.and_then(|end| end.checked_sub(start)).ok_or_else(damaged)?;
                 *found = Some(Range { address: start, size });
             }
-            if let [Some(write), Some(read)] = found {
-                return Ok([write, read]);
+            if names.iter().zip(&found).all(|(wanted, found)| wanted.is_none() || found.is_some()) {
+                return Ok(found);
             }
         }
         Err(GoError::Table("it names crypto/tls, and does not say where it is"))
