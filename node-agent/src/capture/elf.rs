@@ -8,7 +8,7 @@ use std::{
     io::{Seek as _, SeekFrom},
 };
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 use object::{
     Endianness, FileKind, ReadCache, ReadRef,
     elf::{EM_386, EM_AARCH64, EM_X86_64, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB},
@@ -179,12 +179,16 @@ fn exits<'data, R: ReadRef<'data>>(machine: u16, data: R, offset: u64, size: u64
                 if instruction.is_invalid() {
                     return Exits::Elsewhere(Vec::new());
                 }
-                match instruction.flow_control() {
-                    FlowControl::Return if instruction.mnemonic() == Mnemonic::Ret => returns.push(instruction.ip()),
-                    FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
-                        all &= within.contains(&instruction.near_branch_target());
-                    }
-                    FlowControl::IndirectBranch | FlowControl::Return => all = false,
+                let near = matches!(
+                    instruction.op0_kind(),
+                    OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+                );
+                match instruction.mnemonic() {
+                    Mnemonic::Ret => returns.push(instruction.ip()),
+                    Mnemonic::Call => {}
+                    // A jump, with a condition or without.
+                    _ if near => all &= within.contains(&instruction.near_branch_target()),
+                    Mnemonic::Jmp => all = false,
                     _ => {}
                 }
             }

@@ -101,4 +101,3 @@ fn key(about: &Metadata, overlay: bool) -> FileKey {
         modified_ns: i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec()),
     }
 }
-

@@ -321,9 +321,10 @@ impl TlsObject {
             let fd = program.fd().ok()?;
             Some((name.to_owned(), sys::program_stats(fd.as_fd()).ok()?))
         });
-        let multi = self.probes.iter().filter_map(|(name, probes)| {
-            Some(((*name).to_owned(), sys::program_stats(probes.program()?).ok()?))
-        });
+        let multi = self
+            .probes
+            .iter()
+            .filter_map(|(name, probes)| Some(((*name).to_owned(), sys::program_stats(probes.program()?).ok()?)));
         programs.chain(multi).collect()
     }
 }

@@ -9,9 +9,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use ebpf_common::{
-    http::{
-        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, stat, state, way,
-    },
+    http::{EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, stat, state, way},
     net::policy,
 };
 use ebpf_programs::{

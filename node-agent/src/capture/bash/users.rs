@@ -5,12 +5,7 @@
 //! ```
 //! Entry: [`Users`]. Other sources of names (LDAP and the like) are not asked: who is not in the file is told by number.
 
-use std::{
-    fs,
-    io::Read as _,
-    os::unix::fs::MetadataExt as _,
-    sync::Arc,
-};
+use std::{fs, io::Read as _, os::unix::fs::MetadataExt as _, sync::Arc};
 
 use ahash::RandomState;
 use hashbrown::HashMap;

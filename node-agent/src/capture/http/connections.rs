@@ -193,9 +193,8 @@ impl Connections {
 
     /// Ends all connections of processes that have ended.
     pub(super) fn end_of(&mut self, pids: &[u32], rows: &mut Rows) {
-        let over = |(cookie, connection): (&u64, &Connection)| {
-            pids.contains(&connection.origin.owner.pid).then_some(*cookie)
-        };
+        let over =
+            |(cookie, connection): (&u64, &Connection)| pids.contains(&connection.origin.owner.pid).then_some(*cookie);
         let over: Vec<u64> = self.open.iter().filter_map(over).collect();
         for cookie in over {
             self.settle(cookie, Fate::Over, rows);

@@ -147,6 +147,9 @@ mod tests {
         assert!(early.expire(PATIENCE_NS - 1).is_empty());
         assert_eq!(early.expire(PATIENCE_NS).len(), kept + 1);
         assert_eq!(early.bytes, 0);
-        assert_eq!((1..10_000).filter(|n| early.keep(*n, 0, &data(b""))).count(), CONNECTIONS_MAX);
+        assert_eq!(
+            (1..10_000).filter(|n| early.keep(*n, 0, &data(b""))).count(),
+            CONNECTIONS_MAX
+        );
     }
 }

@@ -113,7 +113,11 @@ impl HttpMetrics {
         self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
         add(
             &self.left_out,
-            &[("connections_full", counts.refused), ("not_http", counts.not_http), ("no_socket", counts.no_socket)],
+            &[
+                ("connections_full", counts.refused),
+                ("not_http", counts.not_http),
+                ("no_socket", counts.no_socket),
+            ],
         );
         let losses = counts.losses;
         for (kind, count) in [

@@ -33,11 +33,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::source::wait_for;
+use self::{connections::Connections, events::Event, metrics::Events, rows::Rows};
 pub use self::{
     metrics::HttpMetrics,
     source::{From, Source, Turn, With},
 };
-use self::{connections::Connections, events::Event, metrics::Events, rows::Rows};
 use crate::{
     capture::{
         beside::{Beside, Surroundings},
@@ -329,7 +329,9 @@ impl<S: Source> Capture<S> {
         self.rows.ends().catch_up();
         let (mut arrived, mut unknown) = (0, 0);
         while arrived + unknown < TURN {
-            let Some(bytes) = self.source.events().next() else { break };
+            let Some(bytes) = self.source.events().next() else {
+                break;
+            };
             match Event::parse(&bytes) {
                 Some(event) => {
                     arrived += 1;

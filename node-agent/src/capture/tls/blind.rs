@@ -97,7 +97,13 @@ pub(super) fn by_name(name: &str) -> Named {
     let starts = |words: &[&str]| words.iter().any(|word| name.starts_with(word));
     if starts(&["libjvm.so"]) {
         Named::Blind(Reason::Java)
-    } else if starts(&["libssl3.so", "libmbedtls.so", "libwolfssl.so", "libs2n.so", "libpolarssl.so"]) {
+    } else if starts(&[
+        "libssl3.so",
+        "libmbedtls.so",
+        "libwolfssl.so",
+        "libs2n.so",
+        "libpolarssl.so",
+    ]) {
         Named::Blind(Reason::OtherLibrary)
     } else if starts(&["libssl", "libgnutls.so", "libgnutls-"]) {
         Named::Library { certain: true }

@@ -183,7 +183,11 @@ impl Finder {
 
     pub(super) fn counts(&self) -> Counts {
         Counts {
-            processes: self.processes.values().filter(|process| !process.uses.is_empty()).count(),
+            processes: self
+                .processes
+                .values()
+                .filter(|process| !process.uses.is_empty())
+                .count(),
             files: self.probed.len(),
         }
     }
@@ -265,10 +269,15 @@ impl Finder {
         }
         if !found.uses.is_empty() {
             if let Err(error) = object.track(pid) {
-                tracing::debug!(error = format!("{error:#}"), "The end of a process will be noticed later");
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    "The end of a process will be noticed later"
+                );
             }
             // Some other part of it may be blind; what is of use is seen.
-            found.blind = found.blind.filter(|reason| matches!(reason, Reason::NoProbe | Reason::Full));
+            found.blind = found
+                .blind
+                .filter(|reason| matches!(reason, Reason::NoProbe | Reason::Full));
         }
         self.processes.insert(
             pid,
@@ -454,6 +463,9 @@ mod tests {
             .iter()
             .map(|library| (library.mapped.path, library.mapped.deleted))
             .collect();
-        assert_eq!(found, [("/usr/lib/x/libssl.so.3", false), ("/opt/old/libssl.so.1.1", true)]);
+        assert_eq!(
+            found,
+            [("/usr/lib/x/libssl.so.3", false), ("/opt/old/libssl.so.1.1", true)]
+        );
     }
 }

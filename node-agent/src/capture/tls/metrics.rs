@@ -98,7 +98,9 @@ impl TlsMetrics {
             ("began_unseen", stat::NO_CALL),
         ] {
             if grown(index) > 0 {
-                self.calls_lost.get_or_create(&ReasonLabel { reason }).inc_by(grown(index));
+                self.calls_lost
+                    .get_or_create(&ReasonLabel { reason })
+                    .inc_by(grown(index));
             }
         }
         for (how, index) in [
