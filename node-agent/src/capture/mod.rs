@@ -11,7 +11,6 @@ mod ends;
 mod files;
 pub mod http;
 mod policy;
-mod tls;
 #[cfg(test)]
 mod test_pods;
 pub mod tls;

@@ -33,6 +33,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_tl
 
 /// HTTP exchanges inside TLS.
 pub const TLS: &str = "ebpf-net/httpflow-tls";
+/// Of them, those of Go programs.
+pub const TLS_OF_GO: &str = "ebpf-net/httpflow-tls/go";
 /// Processes are found as they start.
 pub const STARTS: &str = "ebpf-net/httpflow-tls/starts";
 
@@ -51,6 +53,13 @@ const PROBES: [(&str, At); 9] = [
     ("tls_bio_write", At::Instruction),
     ("tls_returns", At::Instruction),
 ];
+/// For Go, which the rest does without.
+const GO: [(&str, At); 4] = [
+    ("go_write", At::Instruction),
+    ("go_read", At::Instruction),
+    ("go_handshake", At::Instruction),
+    ("go_close", At::Instruction),
+];
 /// Where a function's instructions do not tell where it returns.
 const RETURNED: (&str, At) = ("tls_returned", At::Return);
 
@@ -58,6 +67,8 @@ const RETURNED: (&str, At) = ("tls_returned", At::Return);
 pub struct TlsObject {
     ebpf: Ebpf,
     probes: BTreeMap<&'static str, Probes>,
+    /// Why Go programs are not seen.
+    go: Option<anyhow::Error>,
     config: Array<MapData, HttpConfig>,
     quit: HashMap<MapData, u64, u32>,
     tracked: HashMap<MapData, u32, u32>,
@@ -74,7 +85,7 @@ pub struct TlsObject {
 pub fn is_program(name: &str) -> bool {
     [EGRESS, NAMESPACE, RETURNED.0].contains(&name)
         || TRACEPOINTS.iter().any(|(other, _)| *other == name)
-        || PROBES.iter().any(|(other, _)| *other == name)
+        || PROBES.iter().chain(&GO).any(|(other, _)| *other == name)
 }
 
 /// Loads the object; nothing is attached yet.
@@ -128,6 +139,17 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<TlsObje
             Err(error) => tracing::debug!(error = format!("{error:#}"), "No probes of returns"),
         }
     }
+    let go = GO.iter().try_for_each(|(name, at)| {
+        anyhow::ensure!(!refused(name), "program {name} is refused by the option refuse_programs");
+        anyhow::ensure!(
+            [offsets.files, offsets.private_data, offsets.socket_file].iter().all(|at| *at != ABSENT),
+            "this kernel lacks members that lead from descriptors to sockets: {}",
+            missing.join(", ")
+        );
+        let loaded = Probes::load(OBJECT, &mut ebpf, name, *at).with_context(|| format!("program {name}"))?;
+        probes.insert(*name, loaded);
+        Ok(())
+    });
     let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("object has no map {name}"));
     let (settings, quit, stats): (Map, Map, Map) = (take("CONFIG")?, take("QUIT")?, take("STATS")?);
     let (policy, events, starts) = (take("POLICY")?, take("EVENTS")?, take("STARTS")?);
@@ -144,6 +166,7 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<TlsObje
         starts: RingBuf::try_from(starts)?,
         policy,
         probes,
+        go: go.err(),
         ebpf,
     };
     object.set_config(config)?;
@@ -185,6 +208,10 @@ impl TlsObject {
             );
         } else {
             capabilities.on(TLS, hook);
+        }
+        match &self.go {
+            None => capabilities.on(TLS_OF_GO, how),
+            Some(error) => capabilities.off(TLS_OF_GO, format!("{error:#}")),
         }
         let hooked = TRACEPOINTS.into_iter().try_for_each(|(name, hook)| {
             anyhow::ensure!(

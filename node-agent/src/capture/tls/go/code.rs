@@ -11,7 +11,7 @@
 //! mov [rsp+0x70], rbx    second
 //! ```
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::{
     GoError,
@@ -77,14 +77,12 @@ fn amd64_body(decoder: Decoder<'_>) -> Result<u64, GoError> {
         checked |= instruction.mnemonic() == Mnemonic::Cmp
             && instruction.memory_base() == Register::R14
             && instruction.memory_displacement64() == STACK_GUARD;
-        match instruction.flow_control() {
-            FlowControl::Next => {}
-            FlowControl::ConditionalBranch if checked && instruction.mnemonic() == Mnemonic::Jbe => {
-                return Ok(instruction.next_ip());
-            }
-            // A large frame is more than the stack's address is.
-            FlowControl::ConditionalBranch => {}
-            _ => break,
+        if checked && instruction.mnemonic() == Mnemonic::Jbe {
+            return Ok(instruction.next_ip());
+        }
+        // Where the frame is large, another branch may come before it.
+        if matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret | Mnemonic::INVALID) {
+            break;
         }
     }
     Err(NO_CHECK)
@@ -104,12 +102,12 @@ fn amd64_returns(mut decoder: Decoder<'_>) -> Result<Vec<u64>, GoError> {
                     frame += size;
                     framed = whole;
                 }
-                None if instruction.flow_control() == FlowControl::Call => return Err(NOT_KEPT),
+                None if instruction.mnemonic() == Mnemonic::Call => return Err(NOT_KEPT),
                 None => {}
             }
             continue;
         }
-        straight &= instruction.flow_control() == FlowControl::Next;
+        straight &= !branches(&instruction);
         for (index, (kept, register)) in kept.iter_mut().zip([Register::RAX, Register::RBX]).enumerate() {
             if writes_to(&instruction, frame + 8 + 8 * index as u64) {
                 // What is kept is what was passed, on each way through the function, and nothing else ever.
@@ -144,19 +142,28 @@ fn frame_change(instruction: &Instruction) -> Option<(u64, bool)> {
     (size <= FRAME_MAX).then_some((size, true))
 }
 
+fn branches(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::NearBranch64
+        || matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret)
+}
+
 /// True for an instruction that writes to the word at this distance from the stack pointer, or may.
 fn writes_to(instruction: &Instruction, at: u64) -> bool {
-    const LARGEST: u64 = 64;
     let reads = matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Nop);
+    let register = instruction.op1_register();
+    let size = if (Register::XMM0..=Register::XMM31).contains(&register) {
+        16
+    } else if (Register::YMM0..=Register::YMM31).contains(&register) {
+        32
+    } else {
+        8
+    };
     let displacement = instruction.memory_displacement64();
     instruction.op0_kind() == OpKind::Memory
         && instruction.memory_base() == Register::RSP
         && !reads
-        && (displacement < at + 8 && at < displacement + written(instruction).min(LARGEST))
-}
-
-fn written(instruction: &Instruction) -> u64 {
-    instruction.memory_size().size() as u64
+        && displacement < at + 8
+        && at < displacement.saturating_add(size)
 }
 
 /// `ldr x16, [x28, #16]`

@@ -29,7 +29,7 @@ const REGISTERS_SINCE_ARM: u32 = 18;
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::capture::tls) enum Go {
+pub(super) enum Go {
     /// Not built by Go.
     No,
     /// Built by Go, without `crypto/tls`.
@@ -40,23 +40,23 @@ pub(in crate::capture::tls) enum Go {
 
 /// Where plaintext passes, as offsets in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::capture::tls) struct GoTls {
+pub(super) struct GoTls {
     /// Version of Go, as the program tells it; empty if it does not.
-    pub(in crate::capture::tls) version: String,
+    pub(super) version: String,
     /// In `(*Conn).Write`, behind the check of its stack: connection, data and length are in the first registers.
-    pub(in crate::capture::tls) write: u64,
+    pub(super) write: u64,
     /// The instructions with which `(*Conn).Read` returns: the number of bytes is in the first register, connection and
     /// buffer are behind the return address on the stack.
-    pub(in crate::capture::tls) read_returns: Vec<u64>,
+    pub(super) read_returns: Vec<u64>,
     /// In `(*Conn).Close`, where the connection is in the first register.
-    pub(in crate::capture::tls) close: Option<u64>,
+    pub(super) close: Option<u64>,
     /// The same in `(*Conn).clientHandshake` and `(*Conn).serverHandshake`.
-    pub(in crate::capture::tls) handshakes: Vec<u64>,
+    pub(super) handshakes: Vec<u64>,
 }
 
 /// Why a Go program cannot be read. The text is for who asks why nothing is seen of it.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::capture::tls) enum GoError {
+pub(super) enum GoError {
     /// The file ends early, or cannot be read.
     #[error("cannot read the program: {0}")]
     Read(#[from] io::Error),
@@ -81,7 +81,7 @@ pub(in crate::capture::tls) enum GoError {
 ///
 /// # Errors
 /// If it is, and where plaintext passes cannot be told.
-pub(in crate::capture::tls) fn inspect(file: &File) -> Result<Go, GoError> {
+pub(super) fn inspect(file: &File) -> Result<Go, GoError> {
     // What is no ELF file, or a damaged one, is nothing that can run.
     let Ok(Some(image)) = Image::open(file) else {
         return Ok(Go::No);

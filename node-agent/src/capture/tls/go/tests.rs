@@ -17,6 +17,8 @@ use super::{Go, GoError, GoTls, inspect};
 
 const WRITE: &str = "crypto/tls.(*Conn).Write";
 const READ: &str = "crypto/tls.(*Conn).Read";
+const CLOSE: &str = "crypto/tls.(*Conn).Close";
+const HANDSHAKES: [&str; 2] = ["crypto/tls.(*Conn).clientHandshake", "crypto/tls.(*Conn).serverHandshake"];
 
 /// Ways to build it, by name: arguments, then environment.
 const WAYS: &[(&str, &[&str], &[(&str, &str)])] = &[
@@ -118,7 +120,8 @@ fn truth(file: &Path) -> GoTls {
     GoTls {
         version: version.rsplit(": ").next().unwrap().trim().to_owned(),
         write: body(WRITE),
-        read: body(READ),
+        close: Some(body(CLOSE)),
+        handshakes: HANDSHAKES.map(body).to_vec(),
         read_returns: returns.map(|(address, _)| address - shift(file, address)).collect(),
     }
 }
@@ -172,11 +175,11 @@ fn programs_that_are_built_without_symbols_have_the_same_code() {
             File::open(file).unwrap().read_exact_at(&mut bytes, at - 8).unwrap();
             bytes
         };
-        let places = |of: &GoTls| [&[of.write, of.read][..], &of.read_returns].concat();
+        let places = |of: &GoTls| [&[of.write, of.close.unwrap()][..], &of.read_returns, &of.handshakes].concat();
         for (ours, theirs) in places(&found).into_iter().zip(places(&truth)) {
             assert_eq!(around(&file, ours)[8..16], around(&like, theirs)[8..16], "{ours:x} {theirs:x}");
         }
-        assert_eq!(found.read - found.write, truth.read - truth.write);
+        assert_eq!(found.read_returns[0] - found.write, truth.read_returns[0] - truth.write);
     }
 }
 
