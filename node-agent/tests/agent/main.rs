@@ -30,4 +30,5 @@ mod options;
 mod privileges;
 mod process;
 mod refusals;
+mod tls;
 mod traffic;

@@ -12,8 +12,8 @@ pub enum Reason {
     OtherLibrary,
     /// A library that is known by its name, without its functions.
     NoFunctions,
-    /// A program that may have TLS in itself, and has no symbols.
-    Stripped,
+    /// A program that holds TCP sockets and has nothing to do with any TLS that is known.
+    NothingKnown,
     /// A program in Go whose functions cannot be found.
     Go,
     /// The file cannot be opened.
@@ -32,7 +32,7 @@ impl Reason {
         Self::Java,
         Self::OtherLibrary,
         Self::NoFunctions,
-        Self::Stripped,
+        Self::NothingKnown,
         Self::Go,
         Self::Unreadable,
         Self::NoProbe,
@@ -47,7 +47,7 @@ impl Reason {
             Self::Java => "java",
             Self::OtherLibrary => "other_library",
             Self::NoFunctions => "no_functions",
-            Self::Stripped => "stripped",
+            Self::NothingKnown => "nothing_known",
             Self::Go => "go",
             Self::Unreadable => "unreadable",
             Self::NoProbe => "no_probe",
@@ -63,7 +63,10 @@ impl fmt::Display for Reason {
             Self::Java => "Java's own TLS is made at run time; no function of it is in a file",
             Self::OtherLibrary => "its TLS library is none of OpenSSL, BoringSSL, GnuTLS",
             Self::NoFunctions => "its TLS library exports none of the functions that take and give plain text",
-            Self::Stripped => "it holds sockets and is linked statically, without symbols that would tell of TLS in it",
+            Self::NothingKnown => {
+                "no TLS library, nor a function of one, is known in it: it speaks without, or has TLS of its own \
+                 (stripped, rustls)"
+            }
             Self::Go => "it is a Go program whose functions cannot be found",
             Self::Unreadable => "its files cannot be opened; it takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
             Self::NoProbe => "the kernel refused a probe",
