@@ -4,7 +4,8 @@
 
 use std::fmt::Write as _;
 
-use api::AgentConfig;
+use anyhow::Context as _;
+use api::{AgentConfig, L7Flow, Plugin};
 use telemetry::Telemetry;
 use tokio::sync::watch;
 
@@ -18,13 +19,14 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
         http::HttpCapture,
-        tls::TlsCapture,
+        tls::{TlsCapture, unseen},
     },
     ebpf::{
         capability::{Capabilities, Feature, State},
         privileges::{self, WANTED},
         sys::ProgramStats,
     },
+    identity::process::Proc,
 };
 
 /// Reason of features that a later version will have.
@@ -137,6 +139,58 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         print!("{}", text(&report));
     }
     Ok(works)
+}
+
+/// A process whose TLS cannot be read.
+#[derive(serde::Serialize)]
+struct BlindLine {
+    pid: u32,
+    process: String,
+    /// It holds TCP sockets.
+    sockets: bool,
+    reason: &'static str,
+    text: String,
+}
+
+/// Lists the processes whose TLS cannot be read, whether the plugin is on or not; false if there are any.
+///
+/// # Errors
+/// If nobody's can be read, or the list cannot be written as JSON.
+pub fn blind(config: &AgentConfig, refuse: &[String], json: bool) -> anyhow::Result<bool> {
+    let mut config = config.clone();
+    config.plugins.insert(Plugin::EbpfNet);
+    config.net.l7.insert(L7Flow::HttpTls);
+    let settings = tls_config(&config, refuse).context("httpflow-tls is off")?;
+    let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
+    let capture = beside::<TlsCapture>(&settings, &telemetry, &mut Capabilities::default())?;
+    let proc = Proc::new(&settings.proc);
+    let mut lines: Vec<BlindLine> = unseen(capture.source(), &proc)
+        .into_iter()
+        .map(|(pid, sockets, reason)| BlindLine {
+            pid,
+            process: proc
+                .comm(pid)
+                .map_or_else(String::new, |comm| proc.name(pid, &comm).to_string()),
+            sockets,
+            reason: reason.label(),
+            text: reason.to_string(),
+        })
+        .collect();
+    lines.sort_by_key(|line| (line.reason, line.pid));
+    if json {
+        println!("{}", serde_json::to_string_pretty(&lines)?);
+    } else if lines.is_empty() {
+        println!("No process is known whose TLS could not be read.");
+    } else {
+        for line in &lines {
+            let sockets = if line.sockets { "TCP" } else { "-" };
+            println!(
+                "{:>8} {:<16} {sockets:<4} {:<14} {}",
+                line.pid, line.process, line.reason, line.text
+            );
+        }
+    }
+    Ok(lines.is_empty())
 }
 
 /// Starts a capture beside `ebpf-net`, and adds what it can see.

@@ -12,8 +12,8 @@ pub enum Reason {
     OtherLibrary,
     /// A library that is known by its name, without its functions.
     NoFunctions,
-    /// A program that may have TLS in itself, and has no symbols.
-    Stripped,
+    /// A program that holds TCP sockets and has nothing to do with any TLS that is known.
+    NothingKnown,
     /// A program in Go whose functions cannot be found.
     Go,
     /// A program in Go from before arguments were passed in registers.
@@ -34,7 +34,7 @@ impl Reason {
         Self::Java,
         Self::OtherLibrary,
         Self::NoFunctions,
-        Self::Stripped,
+        Self::NothingKnown,
         Self::Go,
         Self::OldGo,
         Self::Unreadable,
@@ -50,7 +50,7 @@ impl Reason {
             Self::Java => "java",
             Self::OtherLibrary => "other_library",
             Self::NoFunctions => "no_functions",
-            Self::Stripped => "stripped",
+            Self::NothingKnown => "nothing_known",
             Self::Go => "go",
             Self::OldGo => "old_go",
             Self::Unreadable => "unreadable",
@@ -67,7 +67,10 @@ impl fmt::Display for Reason {
             Self::Java => "Java's own TLS is made at run time; no function of it is in a file",
             Self::OtherLibrary => "its TLS library is none of OpenSSL, BoringSSL, GnuTLS",
             Self::NoFunctions => "its TLS library exports none of the functions that take and give plain text",
-            Self::Stripped => "it holds sockets and is linked statically, without symbols that would tell of TLS in it",
+            Self::NothingKnown => {
+                "no TLS library, nor a function of one, is known in it: it speaks without, or has TLS of its own \
+                 (stripped, rustls)"
+            }
             Self::Go => "it is a Go program whose crypto/tls cannot be found or is unlike that of known versions",
             Self::OldGo => "it is a Go program built before Go 1.17 (1.18 on 64-bit Arm)",
             Self::Unreadable => "its files cannot be opened; it takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",

@@ -82,6 +82,17 @@ struct Probed {
     unused: Option<Instant>,
 }
 
+/// What is known of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It has to do with TLS, and its plain text is seen.
+    Seen,
+    /// It is not.
+    Blind(Reason),
+    /// It has nothing to do with any TLS that is known.
+    Nothing,
+}
+
 /// What is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -205,6 +216,18 @@ impl Finder {
         self.processes
             .iter()
             .filter_map(|(pid, process)| Some((*pid, process.blind?)))
+    }
+
+    /// All processes.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, Standing)> {
+        self.processes.iter().map(|(pid, process)| {
+            let standing = match process.blind {
+                Some(reason) => Standing::Blind(reason),
+                None if process.uses.is_empty() => Standing::Nothing,
+                None => Standing::Seen,
+            };
+            (*pid, standing)
+        })
     }
 
     fn wait(&mut self, pid: u32, looks: usize) {

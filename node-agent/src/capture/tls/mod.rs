@@ -11,6 +11,7 @@ pub mod blind;
 mod find;
 mod go;
 mod metrics;
+mod sockets;
 mod targets;
 
 use std::{
@@ -28,7 +29,10 @@ use ebpf_common::{
 use telemetry::Telemetry;
 
 pub use self::metrics::TlsMetrics;
-use self::{blind::Reason, find::Finder};
+use self::{
+    blind::Reason,
+    find::{Finder, Standing},
+};
 use crate::{
     capture::{
         http::{Capture, From, Source, Turn, With, wait_for},
@@ -194,11 +198,25 @@ impl Source for Libraries {
     }
 }
 
-impl Libraries {
-    /// Processes whose plain text is not seen.
-    pub fn blind(&self) -> Vec<(u32, Reason)> {
-        self.finder.iter().flat_map(Finder::blind).collect()
+/// Processes whose plain text is not seen, whether they hold TCP sockets, and why.
+///
+/// Those that hold sockets and have nothing to do with any known TLS are among them, as theirs may be one of their own.
+pub fn unseen(libraries: &Libraries, proc: &Proc) -> Vec<(u32, bool, Reason)> {
+    let Some(finder) = &libraries.finder else {
+        return Vec::new();
+    };
+    let mut sockets = sockets::Sockets::new(proc);
+    let own = std::process::id();
+    let mut all = Vec::new();
+    for (pid, standing) in finder.all().filter(|(pid, _)| *pid != own) {
+        match standing {
+            Standing::Seen => {}
+            Standing::Blind(reason) => all.push((pid, sockets.holds_tcp(pid), reason)),
+            Standing::Nothing if sockets.holds_tcp(pid) => all.push((pid, true, Reason::NothingKnown)),
+            Standing::Nothing => {}
+        }
     }
+    all
 }
 
 /// Kind and process of an event; `None` if it is of another build.
