@@ -147,16 +147,11 @@ fn reported(agent: Agent, directory: &Path, port: u16, count: u64) -> BTreeMap<&
     ["incoming", "outgoing"].map(|direction| (direction, sums(direction))).into()
 }
 
-/// The agent follows a process, that is, it has its probes.
-fn wait_for_go(agent: &Agent, processes: u64) {
-    wait_for("Go programs have probes", || {
-        let metrics = agent.metrics();
-        let value = |name: &str| {
-            let line = metrics.lines().find(|line| line.starts_with(name))?;
-            line.rsplit(' ').next()?.parse::<f64>().ok()
-        };
-        value("httpflow_tls_processes").is_some_and(|value| value >= processes as f64)
-    });
+/// Processes that have probes.
+fn probed(agent: &Agent) -> u64 {
+    let metrics = agent.metrics();
+    let line = metrics.lines().find(|line| line.starts_with("ebpfcollector_httpflow_tls_processes "));
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// Both ends in Go, and what they did is what is reported.
@@ -167,10 +162,9 @@ fn ends_agree(args: &[&str], wrap: &[&str]) {
         let directory = directory();
         let path = directory.path();
         let (server, port) = Go::serve(&program, &[&[address], wrap].concat());
-        let to = address.replace(":0", &format!(":{port}")).replace("::10", "::1");
-        let mut client = Go::start(&program, &["ask", &to.replace("[:::", "[::")]);
+        let to = address.replace(":0", &format!(":{port}"));
+        let mut client = Go::start(&program, &["ask", &to]);
         let agent = Agent::start(Rights::Own, path, &[ON, PORTS]);
-        wait_for_go(&agent, 2);
         let mut asked = client.ask(&format!("1 3 5 {MIX}"));
         plus(&mut asked, &client.ask(&format!("1 3 5 {MIX}")));
         let by_two = client.ask(&format!("2 3 5 {MIX} POST:/pkg.Service/0:1000 POST:/pkg.Service/5:20"));
@@ -247,7 +241,6 @@ fn none_of_many_concurrent_requests_is_missed() {
     let (server, port) = Go::serve(&program, &["127.0.0.1:0"]);
     let mut client = Go::start(&program, &["ask", &format!("127.0.0.1:{port}")]);
     let agent = Agent::start(Rights::Own, place.path(), &[ON, PORTS]);
-    wait_for_go(&agent, 2);
     let one = client.ask("1 100 50 GET:/bytes/100:0 POST:/echo:3000 GET:/status/404:0");
     let two = client.ask("2 100 50 GET:/bytes/200:0 POST:/echo:300");
     let mut all = one.clone();
@@ -274,7 +267,6 @@ fn connections_of_go_older_than_the_agent_are_followed() {
     client.ask("1 20 2 GET:/bytes/100:0");
     client.ask("2 1 2 GET:/bytes/300:0");
     let agent = Agent::start(Rights::Own, place.path(), &[ON, PORTS]);
-    wait_for_go(&agent, 2);
     // The first on each connection, too: both ends wait for it in calls that began before.
     let one = client.ask("1 20 3 GET:/bytes/100:0 POST:/echo:3000");
     // What HPACK refers to was told before.
@@ -294,8 +286,9 @@ fn curl_and_a_go_server_agree() {
     let Some(program) = build(place.path(), "pair", &[]) else { return };
     // The server comes after the agent.
     let agent = Agent::start(Rights::Own, place.path(), &[ON, PORTS]);
+    let before = probed(&agent);
     let (server, port) = Go::serve(&program, &["127.0.0.1:0"]);
-    wait_for_go(&agent, 1);
+    wait_for("it has probes", || probed(&agent) > before);
     for version in ["--http1.1", "--http2"] {
         for path in ["/bytes/1000", "/chunks/3000", "/status/404", "/bytes/100000"] {
             let url = format!("https://127.0.0.1:{port}{path}");
