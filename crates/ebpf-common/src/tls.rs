@@ -110,10 +110,6 @@ pub struct TlsConn {
     pub tuple: Tuple,
     /// Address of its `struct sock`; 0 while that is not known.
     pub sk: u64,
-    /// 1 while a call takes plain text; how many records have been noted, in the other bytes.
-    pub noted: u32,
-    /// Zero.
-    pub _pad: u32,
 }
 
 /// What is kept with a socket.
@@ -146,7 +142,7 @@ const _: () = {
     assert!(size_of::<ConnKey>() == 16);
     assert!(size_of::<Call>() == 56);
     assert!(size_of::<Calls>() == 112);
-    assert!(size_of::<TlsConn>() == 120);
+    assert!(size_of::<TlsConn>() == 112);
     assert!(size_of::<TlsSock>() == 8);
     assert!(size_of::<ProcessEvent>() == 8);
 };

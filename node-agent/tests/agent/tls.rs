@@ -135,10 +135,12 @@ asyncio.run(main())
 "#;
 
 const PYTHON_SYNC: &str = r#"
-import http.server, ssl, sys
+import http.server, ssl, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def do_GET(self):
+        if self.path == '/slow':
+            time.sleep(0.3)
         self.send_response(200)
         self.send_header('Content-Length', '1500')
         self.end_headers()
@@ -218,9 +220,7 @@ fn rows_are_what_the_access_log_says_inside_tls() {
         for _ in 0..2 {
             curl(&["--cacert", &ca, "--http1.1", &url]);
         }
-        let page = path.join("www/page").display().to_string();
         curl(&["--cacert", &ca, "--http1.1", "-X", "DELETE", &url]);
-        let _ = page;
     }
     Script::start("python3", path, "many.py", PYTHON, &[&number_of]).end();
     Script::start("node", path, "many.js", NODE, &[&number_of]).end();
@@ -295,7 +295,15 @@ fn http2_inside_tls_is_counted_as_the_access_log_says() {
             .iter()
             .map(|name| format!("https://{host}:{port}{name}"))
             .collect();
-        let mut args = vec!["-s", "-k", "--http2", "--cacert", &ca, "--parallel"];
+        let mut args = vec![
+            "-s",
+            "-k",
+            "--http2",
+            "--cacert",
+            &ca,
+            "--parallel",
+            "--no-progress-meter",
+        ];
         for url in &urls {
             args.extend(["-o", "/dev/null", url]);
         }
@@ -390,6 +398,83 @@ fn servers_that_keep_records_in_memory_are_seen() {
     let served = rows_at(&rows, "incoming", &ports);
     let names: BTreeSet<&str> = served.iter().map(|row| text(row, "process_name")).collect();
     assert!(names.contains("node") && names.len() == 2, "{names:?}");
+}
+
+/// Prints the files of OpenSSL that it has mapped, and waits.
+const MAPPED: &str = r#"
+import _ssl, sys
+lines = (line.split(None, 5) for line in open('/proc/self/maps'))
+files = {words[5].strip() for words in lines if len(words) == 6 and ('libssl' in words[5] or 'libcrypto' in words[5])}
+print(' '.join(sorted(files)), flush=True)
+sys.stdin.readline()
+"#;
+
+#[test]
+#[ignore = "native: needs root"]
+fn a_library_of_its_own_that_was_removed_is_seen_with_latencies() {
+    let directory = directory();
+    let path = directory.path();
+    certificate(path);
+    let ca = path.join("cert.pem").display().to_string();
+    let mut mapped = Script::start("python3", path, "mapped.py", MAPPED, &[]);
+    let libraries = mapped.line();
+    mapped.go_on();
+    mapped.end();
+    let own = path.join("lib");
+    fs::create_dir(&own).unwrap();
+    for library in libraries.split(' ') {
+        fs::copy(library, own.join(Path::new(library).file_name().unwrap())).unwrap();
+    }
+    let port = free_port().unwrap().port();
+    fs::write(path.join("sync.py"), PYTHON_SYNC).unwrap();
+    let child = Command::new("python3")
+        .args(["sync.py", &port.to_string()])
+        .env("LD_LIBRARY_PATH", &own)
+        .current_dir(path)
+        .spawn()
+        .unwrap();
+    let server = Script { child, input: None };
+    wait_for("the server listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    fs::remove_dir_all(&own).unwrap();
+    // The shim of a version manager may be in between.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", server.child.id())).unwrap();
+    let removed = maps
+        .lines()
+        .any(|line| line.contains("/lib/libssl") && line.ends_with("(deleted)"));
+    assert!(removed, "the server uses another library: {maps}");
+    let agent = Agent::start(Rights::Own, path, &[ON, "--ephemeral-port=65535"]);
+    let mut truth = Sums::new();
+    let mut first_byte = Duration::ZERO;
+    for name in ["/slow", "/fast"] {
+        let curled = curl(&["--cacert", &ca, "--http1.1", &format!("https://localhost:{port}{name}")]);
+        add(
+            &mut truth,
+            ("GET".to_owned(), name.to_owned(), 200),
+            curled.request,
+            curled.response,
+        );
+        first_byte = first_byte.max(curled.first_byte);
+    }
+    wait_for("both ends are in rows", || {
+        let rows = rows(path);
+        ["incoming", "outgoing"]
+            .iter()
+            .all(|direction| rows_at(&rows, direction, &[port]).len() >= 2)
+    });
+    agent.stop();
+    let rows = rows(path);
+    for direction in ["incoming", "outgoing"] {
+        let rows = rows_at(&rows, direction, &[port]);
+        same(direction, &sums_of(&rows), &truth);
+        let slow = rows.iter().find(|row| text(row, "path") == "/slow").unwrap();
+        let latency = Duration::from_nanos(number(slow, "latency"));
+        assert!(
+            latency >= Duration::from_millis(300) && latency <= first_byte,
+            "{latency:?}, {first_byte:?}"
+        );
+        let fast = rows.iter().find(|row| text(row, "path") == "/fast").unwrap();
+        assert!(number(fast, "latency") < 300_000_000, "{fast}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// User space may forget a connection that says nothing for longer.
-const PAUSE_NS: u64 = 60 * 1_000_000_000;
+const PAUSE_NS: i64 = 60 * 1_000_000_000;
 
 /// Plain text passed: `len` bytes at `buffer` of the current process (0: they are nowhere), at `time`.
 ///
@@ -71,7 +71,7 @@ pub(crate) fn plaintext(key: &ConnKey, sk: u64, way: u8, buffer: u64, len: u32, 
         // What is handed on begins here.
         conn.sock.next = [0; 2];
     }
-    if conn.sock.opened == 0 || time.wrapping_sub(conn.sock.last_ns) > PAUSE_NS {
+    if conn.sock.opened == 0 || time.wrapping_sub(conn.sock.last_ns) as i64 > PAUSE_NS {
         open(conn, config, time);
         if conn.sock.state == state::OTHER {
             return;

@@ -20,6 +20,7 @@ use hashbrown::{HashMap, HashSet};
 use super::{
     blind::{Named, Reason, by_name},
     targets::{self, Targets},
+    users::Files,
 };
 use crate::{
     capture::{
@@ -43,12 +44,8 @@ const LOOKS: &[Duration] = &[
 const WAITING_MAX: usize = 4_096;
 /// Processes followed at most.
 const PROCESSES_MAX: usize = 16_384;
-/// Files with probes at most.
-const FILES_MAX: usize = 1_024;
 /// Files that are remembered as to what is in them.
 const KNOWN_MAX: usize = 16_384;
-/// How long probes stay after their last user: programs that run for a moment come again, and are seen from the first byte on.
-const LINGER: Duration = Duration::from_secs(60);
 /// Bytes of symbols, or of their names, that are read of programs and of libraries.
 const SYMBOLS_MAX: u64 = 64 << 20;
 
@@ -57,7 +54,7 @@ pub(super) struct Finder {
     proc: Proc,
     pub(super) policy: Policy,
     processes: HashMap<u32, Process, RandomState>,
-    probed: HashMap<FileKey, Probed, RandomState>,
+    probed: Files<Vec<Attached>>,
     known: HashMap<FileKey, Targets, RandomState>,
     waiting: HashMap<u32, (usize, Instant), RandomState>,
     hasher: RandomState,
@@ -70,16 +67,6 @@ struct Process {
     seen: u64,
     uses: Vec<FileKey>,
     blind: Option<Reason>,
-}
-
-/// A file with probes.
-#[derive(Debug)]
-struct Probed {
-    _probes: Vec<Attached>,
-    kind: &'static str,
-    users: HashSet<u32, RandomState>,
-    /// Since when there is no user.
-    unused: Option<Instant>,
 }
 
 /// What is known of a process.
@@ -106,25 +93,28 @@ impl Finder {
             proc,
             policy,
             processes: HashMap::default(),
-            probed: HashMap::default(),
+            probed: Files::default(),
             known: HashMap::default(),
             waiting: HashMap::default(),
             hasher: RandomState::new(),
         }
     }
 
-    /// A process started a program.
-    pub(super) fn started(&mut self, pid: u32) {
-        self.forget(pid);
+    /// A process started a program; true if what it was before used TLS.
+    pub(super) fn started(&mut self, pid: u32) -> bool {
+        let used = self.forget(pid);
         self.wait(pid, 0);
+        used
     }
 
-    /// A process has ended.
-    pub(super) fn forget(&mut self, pid: u32) {
+    /// A process has ended; true if it used TLS.
+    pub(super) fn forget(&mut self, pid: u32) -> bool {
         self.waiting.remove(&pid);
-        if let Some(process) = self.processes.remove(&pid) {
-            self.leave(pid, &process.uses);
-        }
+        let Some(process) = self.processes.remove(&pid) else {
+            return false;
+        };
+        self.leave(pid, &process.uses);
+        !process.uses.is_empty()
     }
 
     /// When [`Self::look_again`] is due next.
@@ -181,10 +171,7 @@ impl Finder {
 
     /// Takes away probes that had no user for a while.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.probed.retain(|_, file| {
-            file.unused
-                .is_none_or(|since| now.saturating_duration_since(since) < LINGER)
-        });
+        self.probed.expire(now);
     }
 
     /// Takes all probes away.
@@ -205,10 +192,7 @@ impl Finder {
 
     /// Kinds of libraries with a probe, each once.
     pub(super) fn kinds(&self) -> Vec<&'static str> {
-        let mut kinds: Vec<&'static str> = self.probed.values().map(|file| file.kind).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        kinds
+        self.probed.kinds()
     }
 
     /// Processes whose plain text is not seen.
@@ -240,13 +224,9 @@ impl Finder {
     }
 
     fn leave(&mut self, pid: u32, uses: &[FileKey]) {
+        let now = Instant::now();
         for key in uses {
-            if let Some(file) = self.probed.get_mut(key) {
-                file.users.remove(&pid);
-                if file.users.is_empty() {
-                    file.unused = Some(Instant::now());
-                }
-            }
+            self.probed.is_left(key, pid, now);
         }
     }
 
@@ -343,9 +323,7 @@ impl Finder {
         key: FileKey,
         open: impl FnOnce() -> io::Result<File>,
     ) {
-        if let Some(probed) = self.probed.get_mut(&key) {
-            probed.users.insert(pid);
-            probed.unused = None;
+        if self.probed.is_used(&key, pid) {
             found.uses.push(key);
             return;
         }
@@ -379,19 +357,13 @@ impl Finder {
             found.blind = found.blind.or(Some(Reason::Unreadable));
             return;
         };
-        if self.probed.len() >= FILES_MAX {
+        if !self.probed.has_room() {
             found.blind = Some(Reason::Full);
             return;
         }
         match probe(targets, &file, object) {
             Ok(probes) => {
-                let file = Probed {
-                    _probes: probes,
-                    kind: targets.kind,
-                    users: HashSet::from_iter([pid]),
-                    unused: None,
-                };
-                self.probed.insert(key, file);
+                self.probed.probed(key, probes, targets.kind, pid);
                 found.uses.push(key);
                 found.new = true;
             }

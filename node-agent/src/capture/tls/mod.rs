@@ -13,6 +13,7 @@ mod go;
 mod metrics;
 mod sockets;
 mod targets;
+mod users;
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
@@ -130,15 +131,10 @@ impl Source for Libraries {
         for _ in 0..TURN {
             let Some(bytes) = self.object.starts.next() else { break };
             match event(&bytes) {
-                Some((process::EXEC, pid)) => {
-                    turn.ended.push(pid);
-                    finder.started(pid);
-                }
-                Some((process::EXIT, pid)) => {
-                    turn.ended.push(pid);
-                    finder.forget(pid);
-                }
-                _ => self.missed = true,
+                Some((process::EXEC, pid)) if finder.started(pid) => turn.ended.push(pid),
+                Some((process::EXIT, pid)) if finder.forget(pid) => turn.ended.push(pid),
+                Some(_) => {}
+                None => self.missed = true,
             }
         }
         turn.look_again = finder.look_again(&mut self.object);
