@@ -53,7 +53,8 @@ pub(crate) struct Passing<'a> {
 #[inline(always)]
 pub(crate) fn bytes(ctx: &Source, sock: &mut HttpSock, passing: &Passing<'_>, verdict: u8, config: &HttpConfig) {
     let segment = passing.segment;
-    let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE;
+    // Also what is too short to tell: a server of Go may read the first byte of a request by itself.
+    let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE || verdict == verdict::NEED_MORE;
     let everything = sock.state == state::HTTP2 || sock.eager != 0;
     if (everything || !begins) && is_given_up(sock) {
         return;
