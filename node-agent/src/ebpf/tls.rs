@@ -140,9 +140,14 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<TlsObje
         }
     }
     let go = GO.iter().try_for_each(|(name, at)| {
-        anyhow::ensure!(!refused(name), "program {name} is refused by the option refuse_programs");
         anyhow::ensure!(
-            [offsets.files, offsets.private_data, offsets.socket_file].iter().all(|at| *at != ABSENT),
+            !refused(name),
+            "program {name} is refused by the option refuse_programs"
+        );
+        anyhow::ensure!(
+            [offsets.files, offsets.private_data, offsets.socket_file]
+                .iter()
+                .all(|at| *at != ABSENT),
             "this kernel lacks members that lead from descriptors to sockets: {}",
             missing.join(", ")
         );

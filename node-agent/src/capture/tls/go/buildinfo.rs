@@ -30,7 +30,10 @@ pub(super) fn find(image: &Image<'_>) -> Result<Option<String>, GoError> {
     if let Some(section) = named {
         return Ok(Some(version(image, section.address).unwrap_or_default()));
     }
-    let is_go = image.sections.iter().any(|section| section.name.ends_with(b".gopclntab"))
+    let is_go = image
+        .sections
+        .iter()
+        .any(|section| section.name.ends_with(b".gopclntab"))
         || image.notes.iter().any(|note| {
             let note = image.at(note.address, note.size.min(NOTE_MAX));
             note.is_ok_and(|note| memmem::find(&note, NOTE).is_some())
@@ -39,7 +42,11 @@ pub(super) fn find(image: &Image<'_>) -> Result<Option<String>, GoError> {
         return Ok(None);
     }
     // All names are gone, or some.
-    for segment in image.segments.iter().filter(|segment| segment.size > 0 && !segment.executable) {
+    for segment in image
+        .segments
+        .iter()
+        .filter(|segment| segment.size > 0 && !segment.executable)
+    {
         let range = Range {
             address: segment.address,
             size: segment.size.min(SEARCH_MAX),

@@ -81,7 +81,10 @@ fn amd64_body(decoder: Decoder<'_>) -> Result<u64, GoError> {
             return Ok(instruction.next_ip());
         }
         // Where the frame is large, another branch may come before it.
-        if matches!(instruction.mnemonic(), Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret | Mnemonic::INVALID) {
+        if matches!(
+            instruction.mnemonic(),
+            Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret | Mnemonic::INVALID
+        ) {
             break;
         }
     }

@@ -1,17 +1,12 @@
 //! An ELF file, read in parts: its segments, its sections, and bytes of it within a budget.
 
-use std::{
-    cell::Cell,
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-};
+use std::{cell::Cell, fs::File, io, os::unix::fs::FileExt as _};
 
 use object::{
     LittleEndian,
     elf::{
-        DT_RELA, DT_RELASZ, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, EM_X86_64, FileHeader64, PF_W, PF_X, PT_DYNAMIC,
-        PT_LOAD, PT_NOTE, ProgramHeader64, SHT_NOBITS, SectionHeader64,
+        DT_RELA, DT_RELASZ, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, EM_X86_64, FileHeader64, PF_W, PF_X,
+        PT_DYNAMIC, PT_LOAD, PT_NOTE, ProgramHeader64, SHT_NOBITS, SectionHeader64,
     },
     pod::{from_bytes, slice_from_bytes},
 };
@@ -222,7 +217,9 @@ impl<'f> Image<'f> {
 
     /// Bytes at an address.
     pub(super) fn at(&self, address: u64, size: u64) -> Result<Vec<u8>, GoError> {
-        let (offset, rest) = self.place(address).ok_or(GoError::Damaged("an address is nowhere in it"))?;
+        let (offset, rest) = self
+            .place(address)
+            .ok_or(GoError::Damaged("an address is nowhere in it"))?;
         if size > rest {
             return Err(GoError::Damaged("an address is nowhere in it"));
         }
@@ -276,14 +273,18 @@ impl Window<'_, '_> {
 
     /// Some bytes of the range, fewer than the buffer has.
     pub(super) fn get(&mut self, at: u64, size: usize) -> Result<&[u8], GoError> {
-        let end = at.checked_add(size as u64).filter(|end| *end <= self.size && size <= WINDOW);
+        let end = at
+            .checked_add(size as u64)
+            .filter(|end| *end <= self.size && size <= WINDOW);
         let end = end.ok_or(GoError::Damaged("a table ends early"))?;
         if at < self.start || end > self.start + self.buffer.len() as u64 {
             let room = usize::try_from(self.size - at).map_or(WINDOW, |rest| rest.min(WINDOW));
             self.buffer.resize(room, 0);
             self.start = at;
             let (image, offset) = (self.image, self.offset);
-            let offset = offset.checked_add(at).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let offset = offset
+                .checked_add(at)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
             if let Err(error) = image.fill(offset, &mut self.buffer) {
                 self.buffer.clear();
                 return Err(error);

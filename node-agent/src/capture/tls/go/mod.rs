@@ -93,9 +93,17 @@ pub(super) fn inspect(file: &File) -> Result<Go, GoError> {
     let Some(functions) = table.functions(&image)? else {
         return Ok(Go::WithoutTls);
     };
-    let since = if image.machine.is_arm() { REGISTERS_SINCE_ARM } else { REGISTERS_SINCE };
+    let since = if image.machine.is_arm() {
+        REGISTERS_SINCE_ARM
+    } else {
+        REGISTERS_SINCE
+    };
     if buildinfo::minor(&version).map_or_else(|| table.is_old(), |minor| minor < since) {
-        return Err(GoError::Old(if version.is_empty() { "an old Go".to_owned() } else { version }));
+        return Err(GoError::Old(if version.is_empty() {
+            "an old Go".to_owned()
+        } else {
+            version
+        }));
     }
     let [Some(write), Some(read), close, client, server] = functions else {
         return Ok(Go::WithoutTls);

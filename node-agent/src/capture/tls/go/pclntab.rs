@@ -72,7 +72,10 @@ impl Table {
             return Err(GoError::Machine);
         }
         // In position-independent programs its name may have a prefix.
-        let named = image.sections.iter().find(|section| section.name.ends_with(b".gopclntab"));
+        let named = image
+            .sections
+            .iter()
+            .find(|section| section.name.ends_with(b".gopclntab"));
         if let Some(section) = named {
             return Self::parse(image, section.range());
         }
@@ -89,14 +92,18 @@ impl Table {
                         address: range.address.checked_add(before)?,
                         size: range.size.checked_sub(before)?,
                     };
-                    (table.address % 8 == 0).then(|| Self::parse(image, table).ok()).flatten()
+                    (table.address % 8 == 0)
+                        .then(|| Self::parse(image, table).ok())
+                        .flatten()
                 })
             })?;
             if let Some(table) = found {
                 return Ok(table);
             }
         }
-        Err(GoError::Table("it has no section of that name, and nothing in it looks like it"))
+        Err(GoError::Table(
+            "it has no section of that name, and nothing in it looks like it",
+        ))
     }
 
     fn parse(image: &Image<'_>, range: Range) -> Result<Self, GoError> {
@@ -174,7 +181,9 @@ impl Table {
         let overlap = NAMES.iter().map(|name| name.len()).max().unwrap_or_default();
         image.window(self.names)?.parts(overlap, |at, part| {
             for (name, found) in NAMES.iter().zip(&mut found) {
-                if found.is_none() && let Some(within) = memmem::find(part, name) {
+                if found.is_none()
+                    && let Some(within) = memmem::find(part, name)
+                {
                     *found = u32::try_from(at + within as u64 + 1).ok();
                 }
             }
@@ -231,11 +240,19 @@ impl Table {
             };
             let name = descriptions.get(described.checked_add(name_at).ok_or_else(damaged)?, 4)?;
             let name = half(name, 0).ok_or_else(damaged)?;
-            if let Some(found) = names.iter().position(|wanted| *wanted == Some(name)).and_then(|at| found.get_mut(at)) {
+            if let Some(found) = names
+                .iter()
+                .position(|wanted| *wanted == Some(name))
+                .and_then(|at| found.get_mut(at))
+            {
                 let size = end.and_then(|end| end.checked_sub(start)).ok_or_else(damaged)?;
                 *found = Some(Range { address: start, size });
             }
-            if names.iter().zip(&found).all(|(wanted, found)| wanted.is_none() || found.is_some()) {
+            if names
+                .iter()
+                .zip(&found)
+                .all(|(wanted, found)| wanted.is_none() || found.is_some())
+            {
                 return Ok(found);
             }
         }
@@ -246,7 +263,11 @@ impl Table {
     fn code_start(&self, image: &Image<'_>) -> Result<u64, GoError> {
         let bounds = self.bounds(image)?;
         let named = image.section(b".go.module").map(|section: &Section| section.address);
-        if let Some(text) = named.map(|hint| self.by_module(image, bounds, &[hint])).transpose()?.flatten() {
+        if let Some(text) = named
+            .map(|hint| self.by_module(image, bounds, &[hint]))
+            .transpose()?
+            .flatten()
+        {
             return Ok(text);
         }
         let hints = self.hints(image)?;
@@ -261,7 +282,11 @@ impl Table {
     /// What points to the table: the first word of `moduledata` does.
     fn hints(&self, image: &Image<'_>) -> Result<Vec<u64>, GoError> {
         let mut hints = Vec::new();
-        for segment in image.segments.iter().filter(|segment| segment.writable && segment.size > 0) {
+        for segment in image
+            .segments
+            .iter()
+            .filter(|segment| segment.writable && segment.size > 0)
+        {
             let range = Range {
                 address: segment.address,
                 size: segment.size,

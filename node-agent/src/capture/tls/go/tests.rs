@@ -18,20 +18,31 @@ use super::{Go, GoError, GoTls, inspect};
 const WRITE: &str = "crypto/tls.(*Conn).Write";
 const READ: &str = "crypto/tls.(*Conn).Read";
 const CLOSE: &str = "crypto/tls.(*Conn).Close";
-const HANDSHAKES: [&str; 2] = ["crypto/tls.(*Conn).clientHandshake", "crypto/tls.(*Conn).serverHandshake"];
+const HANDSHAKES: [&str; 2] = [
+    "crypto/tls.(*Conn).clientHandshake",
+    "crypto/tls.(*Conn).serverHandshake",
+];
 
 /// Ways to build it, by name: arguments, then environment.
 const WAYS: &[(&str, &[&str], &[(&str, &str)])] = &[
     ("static", &[], &[("CGO_ENABLED", "0")]),
     ("cgo", &["-ldflags=-linkmode=external"], &[("CGO_ENABLED", "1")]),
     ("pie", &["-buildmode=pie"], &[("CGO_ENABLED", "0")]),
-    ("pie-cgo", &["-buildmode=pie", "-ldflags=-linkmode=external"], &[("CGO_ENABLED", "1")]),
+    (
+        "pie-cgo",
+        &["-buildmode=pie", "-ldflags=-linkmode=external"],
+        &[("CGO_ENABLED", "1")],
+    ),
     ("arm", &[], &[("CGO_ENABLED", "0"), ("GOARCH", "arm64")]),
 ];
 /// Ways without symbols: arguments.
 const STRIPPED: &[(&str, &[&str], &[(&str, &str)])] = &[
     ("static-small", &["-ldflags=-s -w"], &[("CGO_ENABLED", "0")]),
-    ("pie-small", &["-buildmode=pie", "-ldflags=-s -w"], &[("CGO_ENABLED", "0")]),
+    (
+        "pie-small",
+        &["-buildmode=pie", "-ldflags=-s -w"],
+        &[("CGO_ENABLED", "0")],
+    ),
 ];
 
 /// Builds the pair of test programs, once per way.
@@ -60,7 +71,11 @@ fn build((name, args, environment): &(&str, &[&str], &[(&str, &str)])) -> Option
 
 fn run(program: &str, args: &[&str], file: &Path) -> String {
     let out = Command::new(program).args(args).arg(file).output().unwrap();
-    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -90,7 +105,9 @@ fn instructions(file: &Path, name: &str) -> Vec<(u64, String)> {
 }
 
 fn regex(name: &str) -> String {
-    name.chars().flat_map(|c| [if "().*".contains(c) { "\\" } else { "" }.to_owned(), c.to_string()]).collect()
+    name.chars()
+        .flat_map(|c| [if "().*".contains(c) { "\\" } else { "" }.to_owned(), c.to_string()])
+        .collect()
 }
 
 /// Where the segment of code is in the file, by its address, by `readelf`.
@@ -98,7 +115,9 @@ fn shift(file: &Path, address: u64) -> u64 {
     let all = run("readelf", &["-lW"], file);
     let found = all.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let ["LOAD", offset, start, _, size, ..] = words.as_slice() else { return None };
+        let ["LOAD", offset, start, _, size, ..] = words.as_slice() else {
+            return None;
+        };
         let (offset, start, size) = (hex(offset), hex(start), hex(size));
         (start..start + size).contains(&address).then(|| start - offset)
     });
@@ -111,7 +130,10 @@ fn truth(file: &Path) -> GoTls {
         let (address, _) = symbol(file, name);
         let code = instructions(file, name);
         assert_eq!(code[0].0, address, "{name}");
-        let at = code.iter().position(|(_, text)| text.starts_with("JBE") || text.starts_with("BLS")).unwrap();
+        let at = code
+            .iter()
+            .position(|(_, text)| text.starts_with("JBE") || text.starts_with("BLS"))
+            .unwrap();
         assert!(at < 6, "{name}: {code:?}");
         code[at + 1].0 - shift(file, address)
     };
@@ -164,8 +186,14 @@ fn places_are_those_of_the_tools_however_a_program_is_built() {
 fn programs_that_are_built_without_symbols_have_the_same_code() {
     for (way, like) in STRIPPED.iter().zip(["static", "pie"]) {
         let like = WAYS.iter().find(|way| way.0 == like).unwrap();
-        let (Some(file), Some(like)) = (build(way), build(like)) else { continue };
-        assert!(run("readelf", &["-sW"], &file).lines().all(|line| !line.contains("crypto/tls")));
+        let (Some(file), Some(like)) = (build(way), build(like)) else {
+            continue;
+        };
+        assert!(
+            run("readelf", &["-sW"], &file)
+                .lines()
+                .all(|line| !line.contains("crypto/tls"))
+        );
         let (found, truth) = (found(&file), truth(&like));
         assert_eq!(found.version, truth.version);
         assert_eq!(found.read_returns.len(), truth.read_returns.len());
@@ -177,7 +205,11 @@ fn programs_that_are_built_without_symbols_have_the_same_code() {
         };
         let places = |of: &GoTls| [&[of.write, of.close.unwrap()][..], &of.read_returns, &of.handshakes].concat();
         for (ours, theirs) in places(&found).into_iter().zip(places(&truth)) {
-            assert_eq!(around(&file, ours)[8..16], around(&like, theirs)[8..16], "{ours:x} {theirs:x}");
+            assert_eq!(
+                around(&file, ours)[8..16],
+                around(&like, theirs)[8..16],
+                "{ours:x} {theirs:x}"
+            );
         }
         assert_eq!(found.read_returns[0] - found.write, truth.read_returns[0] - truth.write);
     }
@@ -231,7 +263,14 @@ fn parsed_places(file: &Path) -> Vec<(usize, usize)> {
         Some(usize::try_from(hex(words[2])).unwrap())
     };
     let mut places = vec![(0, 64 + 56 * 12)];
-    for name in [".gopclntab ", ".go.buildinfo ", ".go.module ", ".rela ", ".rela.dyn ", ".dynamic "] {
+    for name in [
+        ".gopclntab ",
+        ".go.buildinfo ",
+        ".go.module ",
+        ".rela ",
+        ".rela.dyn ",
+        ".dynamic ",
+    ] {
         places.extend(of(name).map(|offset| (offset, 256)));
     }
     places
@@ -245,7 +284,10 @@ fn damaged_programs_end_in_an_answer() {
     let all = proptest::collection::vec(change, 1..6);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(150));
     let result = runner.run(&all, |changes| {
-        let changes: Vec<_> = changes.iter().map(|((at, size), n, value)| (at + n % size, *value)).collect();
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|((at, size), n, value)| (at + n % size, *value))
+            .collect();
         if let Ok(Go::Tls(found)) = inspect(&changed(&original, &changes, original.len())) {
             // Whatever it says, it is in the file.
             prop_assert!(found.read_returns.iter().all(|at| (*at as usize) < original.len()));
@@ -269,16 +311,23 @@ fn tables_that_claim_the_moon_are_refused() {
         assert_eq!(matches!(result, Ok(Go::Tls(_))), spared, "{field}: {result:?}");
     }
     // Descriptions far apart: each look is a read of its own, until the budget is spent.
-    let functions = table + usize::try_from(u64::from_le_bytes(original[table + 64..table + 72].try_into().unwrap())).unwrap();
+    let functions =
+        table + usize::try_from(u64::from_le_bytes(original[table + 64..table + 72].try_into().unwrap())).unwrap();
     let end = original.len() - functions;
     let changes: Vec<_> = (0..60_000usize)
         .flat_map(|n| {
             let far = if n % 2 == 0 { 600_000u32 } else { 1_900_000 }.min(end as u32);
-            far.to_le_bytes().into_iter().enumerate().map(move |(byte, value)| (functions + 8 * n + 4 + byte, value))
+            far.to_le_bytes()
+                .into_iter()
+                .enumerate()
+                .map(move |(byte, value)| (functions + 8 * n + 4 + byte, value))
         })
         .collect();
     let started = std::time::Instant::now();
     let result = inspect(&changed(&original, &changes, original.len()));
-    assert!(matches!(result, Err(GoError::Damaged(_) | GoError::Table(_))), "{result:?}");
+    assert!(
+        matches!(result, Err(GoError::Damaged(_) | GoError::Table(_))),
+        "{result:?}"
+    );
     assert!(started.elapsed() < std::time::Duration::from_secs(10));
 }
