@@ -9,6 +9,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource, value_parse
 const CONFIG: &str = "config";
 /// Programs to treat as refused by the kernel.
 const REFUSE: &str = "refuse_programs";
+/// What `doctor` is asked about.
+const ABOUT: &str = "about";
 
 /// What to do.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub enum Action {
         refuse: Vec<String>,
         /// As JSON.
         json: bool,
+        /// Say whose TLS cannot be read.
+        blind: bool,
     },
 }
 
@@ -74,6 +78,7 @@ fn parse_from(matches: ArgMatches) -> Result<Action, Refused> {
             config,
             refuse,
             json: matches.get_flag("json"),
+            blind: matches.get_one::<String>(ABOUT).is_some(),
         },
         _ => Action::Run {
             config,
@@ -227,6 +232,12 @@ fn command() -> Command {
             with_options(
                 Command::new("doctor")
                     .about("Say what this kernel and these privileges let the agent see, and why not"),
+            )
+            .arg(
+                Arg::new(ABOUT)
+                    .value_name("ABOUT")
+                    .value_parser(["blind"])
+                    .help("`blind`: list the processes whose TLS cannot be read, with reasons"),
             )
             .arg(
                 Arg::new("json")

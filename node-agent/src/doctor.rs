@@ -4,12 +4,13 @@
 
 use std::fmt::Write as _;
 
-use api::AgentConfig;
+use anyhow::Context as _;
+use api::{AgentConfig, L7Flow, Plugin};
 use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line},
+    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line, tls_config},
     capture::{
         bash::{BASH, BashCapture},
         beside::{Beside, Surroundings},
@@ -18,12 +19,14 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
         http::HttpCapture,
+        tls::{TlsCapture, unseen},
     },
     ebpf::{
         capability::{Capabilities, Feature, State},
         privileges::{self, WANTED},
         sys::ProgramStats,
     },
+    identity::process::Proc,
 };
 
 /// Reason of features that a later version will have.
@@ -61,7 +64,7 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
     let (bash, dns) = (bash_config(config, &refuse), dns_config(config, &refuse));
-    let http = http_config(config, &refuse);
+    let (http, tls) = (http_config(config, &refuse), tls_config(config, &refuse));
     let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
         &Instruments::new(&telemetry),
@@ -85,6 +88,12 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         match beside::<HttpCapture>(&settings, &telemetry, &mut capabilities) {
             Ok(capture) => programs.extend(capture.programs()),
             Err(error) => capabilities.off(HttpCapture::NAME, one_line(&error)),
+        }
+    }
+    if let Some(settings) = tls {
+        match beside::<TlsCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(capture) => programs.extend(capture.programs()),
+            Err(error) => capabilities.off(TlsCapture::NAME, one_line(&error)),
         }
     }
     if let Some(settings) = bash {
@@ -130,6 +139,58 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         print!("{}", text(&report));
     }
     Ok(works)
+}
+
+/// A process whose TLS cannot be read.
+#[derive(serde::Serialize)]
+struct BlindLine {
+    pid: u32,
+    process: String,
+    /// It holds TCP sockets.
+    sockets: bool,
+    reason: &'static str,
+    text: String,
+}
+
+/// Lists the processes whose TLS cannot be read, whether the plugin is on or not; false if there are any.
+///
+/// # Errors
+/// If nobody's can be read, or the list cannot be written as JSON.
+pub fn blind(config: &AgentConfig, refuse: &[String], json: bool) -> anyhow::Result<bool> {
+    let mut config = config.clone();
+    config.plugins.insert(Plugin::EbpfNet);
+    config.net.l7.insert(L7Flow::HttpTls);
+    let settings = tls_config(&config, refuse).context("httpflow-tls is off")?;
+    let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
+    let capture = beside::<TlsCapture>(&settings, &telemetry, &mut Capabilities::default())?;
+    let proc = Proc::new(&settings.proc);
+    let mut lines: Vec<BlindLine> = unseen(capture.source(), &proc)
+        .into_iter()
+        .map(|(pid, sockets, reason)| BlindLine {
+            pid,
+            process: proc
+                .comm(pid)
+                .map_or_else(String::new, |comm| proc.name(pid, &comm).to_string()),
+            sockets,
+            reason: reason.label(),
+            text: reason.to_string(),
+        })
+        .collect();
+    lines.sort_by_key(|line| (line.reason, line.pid));
+    if json {
+        println!("{}", serde_json::to_string_pretty(&lines)?);
+    } else if lines.is_empty() {
+        println!("No process is known whose TLS could not be read.");
+    } else {
+        for line in &lines {
+            let sockets = if line.sockets { "TCP" } else { "-" };
+            println!(
+                "{:>8} {:<16} {sockets:<4} {:<14} {}",
+                line.pid, line.process, line.reason, line.text
+            );
+        }
+    }
+    Ok(lines.is_empty())
 }
 
 /// Starts a capture beside `ebpf-net`, and adds what it can see.

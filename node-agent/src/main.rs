@@ -28,8 +28,18 @@ fn main() -> ExitCode {
             refuse,
         } => agent::run(*config, refuse, Mode::Agent(sources)),
         Action::Standalone(config, refuse) => agent::run(*config, refuse, Mode::Standalone),
-        Action::Doctor { config, refuse, json } => {
-            return match doctor::run(&config, refuse, json) {
+        Action::Doctor {
+            config,
+            refuse,
+            json,
+            blind,
+        } => {
+            let done = if blind {
+                doctor::blind(&config, &refuse, json)
+            } else {
+                doctor::run(&config, refuse, json)
+            };
+            return match done {
                 Ok(true) => ExitCode::SUCCESS,
                 // Something is off or degraded: not a failure of the command, but scripts can tell.
                 Ok(false) => ExitCode::from(2),

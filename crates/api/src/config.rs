@@ -244,7 +244,7 @@ pub struct PprofConfig {
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
-const BUILT_L7: &[L7Flow] = &[L7Flow::Http];
+const BUILT_L7: &[L7Flow] = &[L7Flow::Http, L7Flow::HttpTls];
 
 // === impl AgentConfig ===
 

@@ -193,8 +193,9 @@ pub struct HttpSock {
     pub pid: u32,
     /// Segments that did not tell what is spoken.
     pub looks: u16,
-    /// Zero.
-    pub _pad2: [u8; 2],
+    /// What begins with the bytes at hand, by [`way`], where they come from a library. A value that was in memory is one for
+    /// the verifier, which need not follow each way to it.
+    pub begins: [u8; 2],
     /// See [`HttpConfig::generation`].
     pub generation: u32,
     /// [`state`].

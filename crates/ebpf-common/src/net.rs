@@ -71,6 +71,8 @@ pub mod policy {
     pub const NETFLOW: u32 = 1;
     /// Bit of `httpflow`.
     pub const HTTPFLOW: u32 = 2;
+    /// Bit of `httpflow-tls`.
+    pub const HTTPFLOW_TLS: u32 = 4;
     /// The end belongs to another node: nothing is reported, and skips are counted as such.
     pub const OTHER_NODE: u32 = 1 << 31;
 

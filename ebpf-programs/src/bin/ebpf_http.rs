@@ -36,6 +36,9 @@ mod segment;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_http/sockets.rs"]
 mod sockets;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_http/speaks.rs"]
+mod speaks;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,6 +1,6 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
-//! it: a running capture asks it while it is there. `dnsflow` and `httpflow` come after `ebpf-net` and go before it, for what
+//! it: a running capture asks it while it is there. `dnsflow`, `httpflow` and `httpflow-tls` come after `ebpf-net` and go before it, for what
 //! they cost to start would show in what that sees of its own start; `ebpf-bash` is on its own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Cluster, explain, identity, one_line,
-    options::{bash_config, capture_config, conntrack_config, dns_config, http_config},
+    options::{bash_config, capture_config, conntrack_config, dns_config, http_config, tls_config},
     side::SidePlugin,
 };
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
         http::HttpCapture,
+        tls::TlsCapture,
     },
     doctor::NOT_IN_THIS_BUILD,
     ebpf::capability::{Capabilities, State},
@@ -62,6 +63,7 @@ pub(super) struct Captures {
     bash: SidePlugin<BashCapture>,
     dns: SidePlugin<DnsCapture>,
     http: SidePlugin<HttpCapture>,
+    tls: SidePlugin<TlsCapture>,
     /// By which names clients know addresses: `dnsflow` tells, the others ask.
     domains: DomainNames,
 }
@@ -102,6 +104,7 @@ impl Captures {
             bash: side(telemetry, &out, &in_cluster, &nat, &domains),
             dns: side(telemetry, &out, &in_cluster, &nat, &domains),
             http: side(telemetry, &out, &in_cluster, &nat, &domains),
+            tls: side(telemetry, &out, &in_cluster, &nat, &domains),
             domains,
             cluster: in_cluster,
             telemetry: telemetry.clone(),
@@ -159,6 +162,11 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.tls.told() => {
+                    self.adapt_tls().await;
+                    self.report();
+                    continue;
+                }
                 () = time::sleep_until(retry.unwrap_or_else(time::Instant::now)), if retry.is_some() => {}
             }
             retry = None;
@@ -169,6 +177,7 @@ impl Captures {
             }
         }
         self.bash.end(End::Stop).await;
+        self.tls.end(End::Stop).await;
         self.http.end(End::Stop).await;
         self.dns.end(End::Stop).await;
         self.end(End::Stop).await
@@ -197,6 +206,15 @@ impl Captures {
         self.http.adapt(wanted).await;
     }
 
+    /// Starts, changes or ends `httpflow-tls`, likewise.
+    async fn adapt_tls(&mut self) {
+        let mut wanted = tls_config(&self.config.borrow(), &self.refuse).filter(|_| self.running.is_some());
+        if let (Some(wanted), Some(cluster)) = (&mut wanted, &self.cluster) {
+            wanted.load.cgroups = cluster.names.hierarchy().clone();
+        }
+        self.tls.adapt(wanted).await;
+    }
+
     /// Makes what runs what is wanted.
     async fn adapt(&mut self) -> anyhow::Result<()> {
         let config = Arc::clone(&self.config.borrow_and_update());
@@ -216,6 +234,7 @@ impl Captures {
                 });
             }
             (_, Some(wanted)) => {
+                self.tls.end(End::Restart).await;
                 self.http.end(End::Restart).await;
                 self.dns.end(End::Restart).await;
                 self.end(End::Restart).await?;
@@ -223,6 +242,7 @@ impl Captures {
                 self.begin(wanted).await?;
             }
             (running, None) => {
+                self.tls.adapt(None).await;
                 self.http.adapt(None).await;
                 self.dns.adapt(None).await;
                 if let Some(running) = running {
@@ -235,6 +255,7 @@ impl Captures {
         }
         self.adapt_dns().await;
         self.adapt_http().await;
+        self.adapt_tls().await;
         self.report();
         Ok(())
     }
@@ -345,6 +366,7 @@ impl Captures {
         }
         seen.features.extend(self.dns.capabilities().features);
         seen.features.extend(self.http.capabilities().features);
+        seen.features.extend(self.tls.capabilities().features);
         seen.features.extend(self.bash.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);

@@ -32,7 +32,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             cgroups: CgroupHierarchy::default(),
             refuse: refuse
                 .into_iter()
-                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name))
+                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name) && !is_tls(name))
                 .collect(),
         },
     }
@@ -74,7 +74,21 @@ pub(crate) fn dns_config(config: &AgentConfig, refuse: &[String]) -> Option<DnsC
 
 /// The settings of `httpflow`; `None` if it is off.
 pub(crate) fn http_config(config: &AgentConfig, refuse: &[String]) -> Option<HttpConfig> {
-    let on = config.plugins.contains(&Plugin::EbpfNet) && config.net.l7.contains(&L7Flow::Http);
+    requests_config(config, L7Flow::Http, refuse, is_http)
+}
+
+/// The settings of `httpflow-tls`; `None` if it is off.
+pub(crate) fn tls_config(config: &AgentConfig, refuse: &[String]) -> Option<HttpConfig> {
+    requests_config(config, L7Flow::HttpTls, refuse, is_tls)
+}
+
+fn requests_config(
+    config: &AgentConfig,
+    flow: L7Flow,
+    refuse: &[String],
+    is_own: fn(&str) -> bool,
+) -> Option<HttpConfig> {
+    let on = config.plugins.contains(&Plugin::EbpfNet) && config.net.l7.contains(&flow);
     on.then(|| HttpConfig {
         interval: config.interval,
         loopback: config.net.loopback,
@@ -88,7 +102,7 @@ pub(crate) fn http_config(config: &AgentConfig, refuse: &[String]) -> Option<Htt
         load: ebpf::http::LoadOptions {
             ring_buffer_size: ring_buffer_size(config),
             cgroups: CgroupHierarchy::default(),
-            refuse: refuse.iter().filter(|name| is_http(name)).cloned().collect(),
+            refuse: refuse.iter().filter(|name| is_own(name)).cloned().collect(),
         },
     })
 }
@@ -99,6 +113,10 @@ fn ring_buffer_size(config: &AgentConfig) -> u32 {
 
 fn is_http(program: &str) -> bool {
     ebpf::http::PROGRAMS.contains(&program)
+}
+
+fn is_tls(program: &str) -> bool {
+    ebpf::tls::is_program(program)
 }
 
 fn is_dns(program: &str) -> bool {

@@ -6,8 +6,12 @@ pub mod conntrack;
 pub mod dns;
 pub mod domains;
 pub mod ebpf_net;
+mod elf;
 mod ends;
+mod files;
 pub mod http;
 mod policy;
 #[cfg(test)]
 mod test_pods;
+pub mod tls;
+mod whose;

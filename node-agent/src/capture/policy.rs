@@ -185,12 +185,10 @@ pub(super) fn wanted(
 
 fn bits(plugins: &NamespacePlugins) -> u32 {
     if !plugins.plugins.contains(&Plugin::EbpfNet) {
-        0
-    } else if plugins.l7.contains(&L7Flow::Http) {
-        policy::NETFLOW | policy::HTTPFLOW
-    } else {
-        policy::NETFLOW
+        return 0;
     }
+    let on = |flow, bit| if plugins.l7.contains(&flow) { bit } else { 0 };
+    policy::NETFLOW | on(L7Flow::Http, policy::HTTPFLOW) | on(L7Flow::HttpTls, policy::HTTPFLOW_TLS)
 }
 
 /// Metrics of the policy.

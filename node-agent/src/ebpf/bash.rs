@@ -15,7 +15,7 @@ use super::{
     capability::Capabilities,
     offsets::tgid_pid,
     sys::{self, ProgramStats},
-    uprobe::{Attached, Probes},
+    uprobe::{At, Attached, Probes},
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_bash"));
@@ -64,7 +64,7 @@ pub fn load(ring_buffer_size: u32, refuse: &[String], capabilities: &mut Capabil
             .then_some(())
             .ok_or_else(|| anyhow!("program {name} is refused by the option refuse_programs"))
     };
-    let probes = refused(READLINE).and_then(|()| Probes::load(OBJECT, &mut ebpf, READLINE))?;
+    let probes = refused(READLINE).and_then(|()| Probes::load(OBJECT, &mut ebpf, READLINE, At::Instruction))?;
     capabilities.on(LINES, probes.hook());
     let hooked = [
         ("shell_exit", "sched_process_exit"),

@@ -16,4 +16,5 @@ pub mod net;
 pub mod offsets;
 pub mod privileges;
 pub mod sys;
+pub mod tls;
 pub mod uprobe;

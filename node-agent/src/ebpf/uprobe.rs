@@ -25,6 +25,7 @@ use aya_obj::generated::{bpf_attach_type::BPF_TRACE_UPROBE_MULTI, bpf_prog_type:
 
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
 /// `struct { ... }` of `BPF_PROG_LOAD` in `union bpf_attr`, up to what is used.
 #[repr(C)]
@@ -64,7 +65,17 @@ struct MultiAttr {
 #[derive(Debug)]
 pub struct Probes {
     name: &'static str,
+    at: At,
     multi: Option<OwnedFd>,
+}
+
+/// What of a function a program is run at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// An instruction.
+    Instruction,
+    /// The return of the function that begins there (`uretprobe`).
+    Return,
 }
 
 /// One attachment; dropping it takes it away.
@@ -85,8 +96,8 @@ impl Probes {
     ///
     /// # Errors
     /// If there is none; the message says why each is refused.
-    pub fn load(object: &[u8], ebpf: &mut Ebpf, name: &'static str) -> anyhow::Result<Self> {
-        let mut this = Self { name, multi: None };
+    pub fn load(object: &[u8], ebpf: &mut Ebpf, name: &'static str, at: At) -> anyhow::Result<Self> {
+        let mut this = Self { name, at, multi: None };
         let multi = load_multi(object, ebpf, name).and_then(|program| {
             this.multi = Some(program);
             this.try_out(ebpf)
@@ -128,7 +139,7 @@ impl Probes {
         // The open file itself, whatever its path leads to by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let how = match &self.multi {
-            Some(program) => How::Multi(link_multi(program.as_fd(), &path, offsets)?),
+            Some(program) => How::Multi(link_multi(program.as_fd(), &path, offsets, self.at)?),
             None => {
                 let program: &mut UProbe = program(ebpf, self.name)?;
                 let attach = |offset: &u64| {
@@ -181,7 +192,12 @@ fn load_multi(object: &[u8], ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd>
     let fds = maps.iter().map(|(name, map)| {
         let made = ebpf.map(name).ok_or_else(|| anyhow!("object has no map {name}"))?;
         let fd = match made {
-            Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data.fd(),
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data)
+            | Map::SkStorage(data) => data.fd(),
             _ => return Err(anyhow!("map {name} has an unexpected type")),
         };
         Ok((name.as_str(), fd.as_fd().as_raw_fd(), map))
@@ -223,7 +239,7 @@ fn load_multi(object: &[u8], ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd>
     owned(fd).context("BPF_PROG_LOAD")
 }
 
-fn link_multi(program: BorrowedFd<'_>, path: &str, offsets: &[u64]) -> anyhow::Result<OwnedFd> {
+fn link_multi(program: BorrowedFd<'_>, path: &str, offsets: &[u64], at: At) -> anyhow::Result<OwnedFd> {
     let path = CString::new(path)?;
     let attr = MultiAttr {
         prog_fd: program.as_raw_fd().cast_unsigned(),
@@ -235,7 +251,10 @@ fn link_multi(program: BorrowedFd<'_>, path: &str, offsets: &[u64]) -> anyhow::R
         ref_ctr_offsets: 0,
         cookies: 0,
         count: u32::try_from(offsets.len())?,
-        multi_flags: 0,
+        multi_flags: match at {
+            At::Instruction => 0,
+            At::Return => BPF_F_UPROBE_MULTI_RETURN,
+        },
         pid: 0,
         _pad: 0,
     };

@@ -95,6 +95,8 @@ pub struct Nginx {
     pub port: u16,
     /// Speaks HTTP/2 without TLS.
     pub port2: u16,
+    /// Speaks either inside TLS, if it was started for that.
+    pub port_tls: u16,
 }
 
 /// A port that rows show, because no client is given one like it.
@@ -107,10 +109,36 @@ fn low_port() -> u16 {
 impl Nginx {
     /// With files below `directory/www`.
     pub fn start(directory: &Path) -> Self {
+        Self::launch(directory, "")
+    }
+
+    /// The same, with TLS; the certificate is `directory/cert.pem`.
+    pub fn start_tls(directory: &Path) -> Self {
+        certificate(directory);
+        let root = directory.display();
+        Self::launch(
+            directory,
+            &format!("ssl http2; ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; "),
+        )
+    }
+
+    fn launch(directory: &Path, tls: &str) -> Self {
         let port = low_port();
         let port2 = (port + 1..9000)
             .find(|port| std::net::TcpListener::bind(("::", *port)).is_ok())
             .unwrap();
+        let port_tls = (port2 + 1..9000)
+            .find(|port| std::net::TcpListener::bind(("::", *port)).is_ok())
+            .unwrap();
+        let inside = if tls.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "server {{ listen 127.0.0.1:{port_tls} {tls} listen [::1]:{port_tls} ssl http2; root {}/www;\n\
+                 location /put {{ return 201; }} }}\n",
+                directory.display()
+            )
+        };
         let www = directory.join("www");
         fs::create_dir_all(&www).unwrap();
         let root = directory.display();
@@ -127,7 +155,7 @@ impl Nginx {
              location /teapot {{ return 418 'short and stout'; }}\n\
              location /put {{ return 201; }} }}\n\
              server {{ listen 127.0.0.1:{port2} http2; listen [::1]:{port2} http2; root {root}/www; }}\n\
-             }}\n"
+             {inside}}}\n"
         );
         let file = directory.join("nginx.conf");
         fs::write(&file, configuration).unwrap();
@@ -143,6 +171,7 @@ impl Nginx {
             directory: directory.to_owned(),
             port,
             port2,
+            port_tls,
         };
         wait_for(&format!("nginx: {}/error.log", directory.display()), || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -191,6 +220,28 @@ impl Drop for Nginx {
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let _ = self.child.wait();
     }
+}
+
+/// A certificate for localhost, and its key, in `directory`.
+pub fn certificate(directory: &Path) {
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+        ])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(directory)
+        .stderr(Stdio::null())
+        .status()
+        .expect("openssl is installed");
+    assert!(made.success());
 }
 
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {

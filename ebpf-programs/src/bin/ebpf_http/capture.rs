@@ -3,13 +3,12 @@
 //! HTTP/1: the head of each message, however many segments it takes, and of the rest its length, with a few bytes of the
 //! beginning and the end of each segment, by which chunked bodies are followed. Where requests are sent ahead of answers,
 //! messages may begin anywhere: everything. So with HTTP/2, whose frames may.
+//!
+//! What a segment is, and where its bytes are, is the object's: a packet, or what a process gave to a library.
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::generated,
     maps::ring_buf::RingBufEntry,
-    programs::SkBuffContext,
 };
 use ebpf_common::http::{DataHead, HttpConfig, HttpSock, PART, PARTS, TAIL, event, flag, role, stat, state, way};
 use ebpf_programs::{
@@ -19,7 +18,7 @@ use ebpf_programs::{
 
 use crate::{
     maps::{EVENTS, QUIT, config, count},
-    segment::Segment,
+    segment::{Segment, Source, load_bytes},
     sockets::{head, now},
 };
 
@@ -57,9 +56,10 @@ pub(crate) struct Passing<'a> {
 
 /// Hands on what is to be known of a segment's bytes.
 #[inline(always)]
-pub(crate) fn bytes(ctx: &SkBuffContext, sock: &mut HttpSock, passing: &Passing<'_>, verdict: u8, config: &HttpConfig) {
+pub(crate) fn bytes(ctx: &Source, sock: &mut HttpSock, passing: &Passing<'_>, verdict: u8, config: &HttpConfig) {
     let segment = passing.segment;
-    let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE;
+    // Also what is too short to tell: a server of Go may read the first byte of a request by itself.
+    let begins = verdict == verdict::REQUEST || verdict == verdict::RESPONSE || verdict == verdict::NEED_MORE;
     let everything = sock.state == state::HTTP2 || sock.eager != 0;
     if (everything || !begins) && is_given_up(sock) {
         return;
@@ -154,7 +154,7 @@ enum Found {
 
 /// Captures a head, if its end is within the first `N` bytes of the segment or beyond the segment.
 #[inline(always)]
-fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, verdict: u8) -> Found {
+fn head_part<const N: usize>(ctx: &Source, sock: &HttpSock, passing: &Passing<'_>, verdict: u8) -> Found {
     let segment = passing.segment;
     let Some(mut entry) = EVENTS.reserve::<Data<N>>(0) else {
         count(stat::RING_FULL, 1);
@@ -212,7 +212,7 @@ fn head_part<const N: usize>(ctx: &SkBuffContext, sock: &HttpSock, passing: &Pas
 
 /// Everything, in as many events as it takes; while the reader is behind, of long segments the beginning only.
 #[inline(always)]
-fn all(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, config: &HttpConfig) {
+fn all(ctx: &Source, sock: &HttpSock, passing: &Passing<'_>, config: &HttpConfig) {
     let segment = passing.segment;
     if segment.len <= SMALL as u32 {
         return part::<SMALL>(ctx, sock, passing, 0, segment.len, false);
@@ -245,14 +245,7 @@ fn all(ctx: &SkBuffContext, sock: &HttpSock, passing: &Passing<'_>, config: &Htt
 
 /// An event of `len` bytes from `offset` on, of which up to `N` are captured and, with `tail`, the last ones.
 #[inline(always)]
-fn part<const N: usize>(
-    ctx: &SkBuffContext,
-    sock: &HttpSock,
-    passing: &Passing<'_>,
-    offset: u32,
-    len: u32,
-    tail: bool,
-) {
+fn part<const N: usize>(ctx: &Source, sock: &HttpSock, passing: &Passing<'_>, offset: u32, len: u32, tail: bool) {
     let segment = passing.segment;
     let Some(mut entry) = EVENTS.reserve::<Data<N>>(0) else {
         return count(stat::RING_FULL, 1);
@@ -318,7 +311,7 @@ pub(crate) unsafe fn clear<const N: usize>(words: *mut u64) {
 /// # Safety
 /// `to` is writable for `N` bytes.
 #[inline(always)]
-pub(crate) unsafe fn load<const N: usize>(ctx: &SkBuffContext, at: u32, len: u32, to: *mut u8) -> u32 {
+pub(crate) unsafe fn load<const N: usize>(ctx: &Source, at: u32, len: u32, to: *mut u8) -> u32 {
     // In a form that the verifiers of all kernels can follow.
     let but_one = core::hint::black_box(if len > N as u32 { N as u32 } else { len }.wrapping_sub(1));
     if but_one >= N as u32 {
@@ -326,7 +319,7 @@ pub(crate) unsafe fn load<const N: usize>(ctx: &SkBuffContext, at: u32, len: u32
     }
     let size = but_one + 1;
     // SAFETY: as demanded of the caller; size is no more than N.
-    let failed = unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr().cast(), at, to.cast(), size) };
+    let failed = unsafe { load_bytes(ctx, at, to, size) };
     if failed < 0 { 0 } else { size }
 }
 
@@ -335,11 +328,11 @@ pub(crate) unsafe fn load<const N: usize>(ctx: &SkBuffContext, at: u32, len: u32
 /// # Safety
 /// `event` is writable.
 #[inline(always)]
-unsafe fn load_tail(ctx: &SkBuffContext, at: u32, event: *mut DataHead) {
+unsafe fn load_tail(ctx: &Source, at: u32, event: *mut DataHead) {
     // SAFETY: as demanded of the caller; the member has that size.
     unsafe {
         let to = &raw mut (*event).end;
-        if generated::bpf_skb_load_bytes(ctx.as_ptr().cast(), at, to.cast(), TAIL as u32) == 0 {
+        if load_bytes(ctx, at, to.cast(), TAIL as u32) == 0 {
             (*event).tail = TAIL as u8;
         }
     }

@@ -11,6 +11,19 @@ const IPPROTO_TCP: u8 = 6;
 const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 
+/// Where bytes of segments are.
+pub(crate) type Source = SkBuffContext;
+
+/// Copies bytes of the packet; negative if they are not there.
+///
+/// # Safety
+/// `to` is writable for `size` bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_bytes(ctx: &Source, at: u32, to: *mut u8, size: u32) -> i64 {
+    // SAFETY: as demanded of the caller.
+    unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr().cast(), at, to.cast(), size) }
+}
+
 /// A segment with bytes in it, or with the end of its stream.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -9,9 +9,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use ebpf_common::{
-    http::{
-        EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, role, stat, state, way,
-    },
+    http::{EVENT_VERSION, EventHead, HttpConfig, HttpSock, OpenEvent, OwnerEvent, event, flag, stat, state, way},
     net::policy,
 };
 use ebpf_programs::{
@@ -26,10 +24,9 @@ use crate::{
     maps::{EVENTS, config, count, known, offsets, remember},
     policy::bits,
     segment::{Segment, cookie, ends, is_listening},
+    speaks::find_out,
 };
 
-/// Segments of a connection older than the agent that may not tell what is spoken: parts of long bodies.
-const LOOKS: u16 = 256;
 /// User space may forget a socket that says nothing for longer.
 const PAUSE_NS: u64 = 60 * 1_000_000_000;
 /// Sequence numbers further apart than this are of no use.
@@ -74,7 +71,7 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &mut Segme
     // SAFETY: as above.
     let sock = unsafe { &mut *sock };
     let verdict = segment.begins;
-    if sock.state == state::UNKNOWN && !find_out(sock, segment, verdict) {
+    if sock.state == state::UNKNOWN && !find_out(sock, segment.way, verdict) {
         return;
     }
     let now = now();
@@ -259,47 +256,6 @@ fn what_begins(ctx: &SkBuffContext, segment: &Segment) -> u8 {
         }
         classify(&*bytes, len)
     }
-}
-
-/// Decides what the socket speaks, if this segment says; false if it is not followed, or not yet.
-#[inline(always)]
-fn find_out(sock: &mut HttpSock, segment: &Segment, verdict: u8) -> bool {
-    let sends = if segment.way == way::EGRESS {
-        role::CLIENT
-    } else {
-        role::SERVER
-    };
-    let answers = if segment.way == way::EGRESS {
-        role::SERVER
-    } else {
-        role::CLIENT
-    };
-    let fresh = sock.fresh != 0;
-    let (state, role) = match verdict {
-        verdict::REQUEST => (state::HTTP1, sends),
-        verdict::RESPONSE => (state::HTTP1, answers),
-        verdict::PREFACE => (state::HTTP2, sends),
-        // A server that is faster than its client.
-        verdict::SETTINGS if fresh => (state::HTTP2, answers),
-        verdict::SETTINGS | verdict::FRAMES if !fresh => (state::HTTP2, role::UNKNOWN),
-        // User space decides, when it has seen more. It is the client that begins.
-        verdict::NEED_MORE if fresh => (state::HTTP1, sends),
-        verdict::OTHER | verdict::NEED_MORE if !fresh && sock.looks < LOOKS => {
-            sock.looks += 1;
-            return false;
-        }
-        _ => {
-            sock.state = state::OTHER;
-            return false;
-        }
-    };
-    count(stat::ENDS, 1);
-    sock.role = role;
-    sock.state = state;
-    if verdict == verdict::NEED_MORE {
-        sock.head = [capture::HEAD_MAX; 2];
-    }
-    true
 }
 
 /// Tells user space of the socket and of who sends on it; false if it is not reported.

@@ -3,34 +3,20 @@
 //! Lines are read at the instructions with which the function returns, not by a probe of its return: that one is set as a
 //! call begins, and a shell that waits for its user is inside of the call already.
 //!
-//! Files are read in parts, not mapped: one that is cut short by its owner while it is looked at gives an error here, and
-//! would end the process there. Sections that claim to be larger than any such program's are not read. Entry: [`inspect`].
+//! Entry: [`inspect`].
 
-use std::{
-    fs::File,
-    io::{Seek as _, SeekFrom},
-};
+use std::fs::File;
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
-use object::{
-    Endianness, FileKind, ReadCache, ReadRef,
-    elf::{EM_386, EM_AARCH64, EM_X86_64, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB},
-    read::elf::{FileHeader, ProgramHeader as _, SectionHeader as _, Sym as _},
-};
+use crate::capture::elf::{self, Depth, Exits, Own};
 
 /// The function that reads a line.
-const READLINE: &[u8] = b"readline";
+const READLINE: &str = "readline";
 /// A variable that every bash has.
-const BASH: &[u8] = b"interactive_shell";
+const BASH: &str = "interactive_shell";
 /// Bytes of symbols, or of their names, that are read of a program that nothing says is a bash. Bash has a tenth of it.
 const GUESS_MAX: u64 = 1 << 20;
 /// The same of one that is called bash, and of libraries.
 const KNOWN_MAX: u64 = 32 << 20;
-
-/// Bytes of the function at most; it has some hundred.
-const FUNCTION_MAX: u64 = 1 << 16;
-/// Returns of it at most.
-const RETURNS_MAX: usize = 32;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,18 +32,12 @@ pub(super) struct Image {
 /// Why a file could not be looked into.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ElfError {
-    /// Not an executable or library, or a damaged one.
-    #[error("{0}")]
-    Format(#[from] object::Error),
-    /// No file to read.
+    /// It cannot be read.
     #[error(transparent)]
-    Read(#[from] std::io::Error),
+    File(#[from] elf::ElfError),
     /// The function is not made of what is expected.
     #[error("the returns of its readline cannot be made out")]
     Code,
-    /// Of another kind.
-    #[error("it is no ELF file with sections")]
-    Other,
 }
 
 /// Looks for `readline`. With `known`, also where only a program that is one already is worth the time.
@@ -65,124 +45,27 @@ pub(super) enum ElfError {
 /// # Errors
 /// If the file is damaged or no ELF file.
 pub(super) fn inspect(file: &File, known: bool) -> Result<Image, ElfError> {
-    let mut file = file;
-    file.seek(SeekFrom::Start(0))?;
-    let cache = ReadCache::new(file);
-    match FileKind::parse(&cache)? {
-        FileKind::Elf64 => look::<FileHeader64<Endianness>, _>(&cache, known),
-        FileKind::Elf32 => look::<FileHeader32<Endianness>, _>(&cache, known),
-        _ => Err(ElfError::Other),
-    }
-}
-
-fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
-    data: R,
-    known: bool,
-) -> Result<Image, ElfError> {
-    let header = Elf::parse(data)?;
-    let endian = header.endian()?;
-    // More sections or segments than the header can count are in no such program, and could be any number.
-    if header.e_shnum(endian) == 0 || header.e_phnum(endian) == u16::MAX {
-        return Err(ElfError::Other);
-    }
-    let sections = header.sections(endian, data)?;
-    let max = if known { KNOWN_MAX } else { GUESS_MAX };
+    let depth = Depth {
+        max: if known { KNOWN_MAX } else { GUESS_MAX },
+        own: if known { Own::Always } else { Own::Never },
+    };
     let mut image = Image::default();
-    // What is exported first: it is small, and stays when a file is stripped.
-    for wanted in [SHT_DYNSYM, SHT_SYMTAB] {
-        if wanted == SHT_SYMTAB && (!known || image.readline.is_some() || image.imports) {
-            break;
+    for symbol in elf::symbols(file, &[BASH, READLINE], depth)? {
+        if symbol.name == 0 {
+            image.is_bash = true;
+            continue;
         }
-        // One is all there is, in files that mean well.
-        if let Some(section) = sections.iter().find(|section| section.sh_type(endian) == wanted) {
-            let names = sections.section(section.link(endian))?;
-            let size: u64 = section.sh_size(endian).into();
-            if size > max || names.sh_size(endian).into() > max {
-                continue;
-            }
-            let symbols: &[Elf::Sym] = section.data_as_array(endian, data)?;
-            let names = names.data(endian, data)?;
-            for symbol in symbols {
-                let name = name_at(names, symbol.st_name(endian));
-                if name == BASH {
-                    image.is_bash = true;
-                } else if name == READLINE {
-                    if symbol.st_shndx(endian) == SHN_UNDEF {
-                        image.imports = true;
-                    } else {
-                        let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
-                        if let Some(offset) = file_offset::<Elf, R>(header, endian, data, address)? {
-                            image.readline = Some(returns(header.e_machine(endian), data, offset, size)?);
-                        }
-                    }
+        match symbol.code {
+            None => image.imports = true,
+            Some(code) => match code.exits {
+                Exits::Returns(returns) | Exits::Elsewhere(returns) if !returns.is_empty() => {
+                    image.readline = Some(returns);
                 }
-            }
+                _ => return Err(ElfError::Code),
+            },
         }
     }
     Ok(image)
-}
-
-fn name_at(names: &[u8], at: u32) -> &[u8] {
-    let rest = usize::try_from(at)
-        .ok()
-        .and_then(|at| names.get(at..))
-        .unwrap_or_default();
-    let end = memchr::memchr(0, rest).unwrap_or(0);
-    rest.get(..end).unwrap_or_default()
-}
-
-/// Where in the file a function's instructions are that return.
-fn returns<'data, R: ReadRef<'data>>(machine: u16, data: R, offset: u64, size: u64) -> Result<Vec<u64>, ElfError> {
-    let code = Some(size)
-        .filter(|size| (1..=FUNCTION_MAX).contains(size))
-        .and_then(|size| data.read_bytes_at(offset, size).ok())
-        .ok_or(ElfError::Code)?;
-    let mut found = Vec::new();
-    match machine {
-        EM_X86_64 | EM_386 => {
-            let bits = if machine == EM_386 { 32 } else { 64 };
-            for instruction in Decoder::with_ip(bits, code, offset, DecoderOptions::NONE) {
-                if instruction.is_invalid() {
-                    return Err(ElfError::Code);
-                }
-                if instruction.mnemonic() == Mnemonic::Ret {
-                    found.push(instruction.ip());
-                }
-            }
-        }
-        EM_AARCH64 => {
-            let words = code.chunks_exact(4).zip((offset..).step_by(4));
-            // `ret`, by way of the link register.
-            found.extend(
-                words
-                    .filter(|(word, _)| *word == [0xc0, 0x03, 0x5f, 0xd6])
-                    .map(|(_, at)| at),
-            );
-        }
-        _ => {}
-    }
-    if found.is_empty() || found.len() > RETURNS_MAX {
-        return Err(ElfError::Code);
-    }
-    Ok(found)
-}
-
-/// Where in the file the code of an address is.
-fn file_offset<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
-    header: &Elf,
-    endian: Endianness,
-    data: R,
-    address: u64,
-) -> Result<Option<u64>, ElfError> {
-    for segment in header.program_headers(endian, data)? {
-        let (start, size): (u64, u64) = (segment.p_vaddr(endian).into(), segment.p_filesz(endian).into());
-        if segment.p_type(endian) == PT_LOAD
-            && let Some(within) = address.checked_sub(start).filter(|within| *within < size)
-        {
-            return Ok(within.checked_add(segment.p_offset(endian).into()));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 //! A library is not mapped yet when a process has just started its program: it is looked for again, a few times.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::fd::AsFd as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -19,16 +19,15 @@ use hashbrown::HashMap;
 
 use super::{
     elf,
-    shells::{FileKey, Program, Shell, Shells},
-    users::{Users, open_below_root},
+    shells::{Program, Shell, Shells},
+    users::Users,
 };
 use crate::{
+    capture::files::{FileKey, Mapped, key_of, key_of_file, open_mapped, read_maps},
     ebpf::{bash::BashObject, privileges, uprobe::Attached},
     identity::{cgroup, process::Proc},
 };
 
-/// `OVERLAYFS_SUPER_MAGIC`
-const OVERLAY: i64 = 0x794c_7630;
 /// Pauses before a library is looked for again.
 const LOOKS: &[Duration] = &[
     Duration::from_millis(2),
@@ -41,9 +40,6 @@ const LOOKS: &[Duration] = &[
 ];
 /// Processes whose library is looked for at a time.
 const WAITING_MAX: usize = 1024;
-/// Bytes of `maps` that are read.
-const MAPS_MAX: u64 = 4 << 20;
-
 /// How looks at processes went.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Looks {
@@ -220,19 +216,10 @@ impl Finder {
         let Some(Mapped { range, path, deleted }) = mapped_library(&maps) else {
             return Ok(None);
         };
-        // What was removed or replaced is there through the mapping only, which takes more rights.
-        if !deleted && let Some(file) = open_below_root(&self.proc, pid, path) {
-            return library_file(file, shells, object).map(Some);
-        }
-        let through = self.proc.path(pid, &format!("map_files/{range}"));
-        let why = match File::open(&through) {
+        let why = match open_mapped(&self.proc, pid, &Mapped { range, path, deleted }) {
             Ok(file) => return library_file(file, shells, object).map(Some),
             Err(error) => error,
         };
-        // Where the root is another one in the same mount namespace, the path is that of the namespace.
-        if !deleted && let Ok(file) = File::open(path) {
-            return library_file(file, shells, object).map(Some);
-        }
         Err(format!(
             "cannot open its library {path}{}: {why}",
             if deleted {
@@ -252,15 +239,6 @@ impl Looks {
     }
 }
 
-/// A mapped file.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapped<'a> {
-    /// Addresses, as the directory `map_files` names them.
-    range: &'a str,
-    path: &'a str,
-    deleted: bool,
-}
-
 fn mapped_library(maps: &str) -> Option<Mapped<'_>> {
     maps.lines().find_map(|line| {
         let at = line.find('/')?;
@@ -273,13 +251,6 @@ fn mapped_library(maps: &str) -> Option<Mapped<'_>> {
         name.starts_with("libreadline.so")
             .then_some(Mapped { range, path, deleted })
     })
-}
-
-fn read_maps(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    io::Read::read_to_end(&mut io::Read::take(file, MAPS_MAX), &mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn library_file(file: File, shells: &mut Shells<Attached>, object: &mut BashObject) -> Result<FileKey, String> {
@@ -339,29 +310,6 @@ fn is_called_bash(exe: &Path) -> bool {
     let Ok(target) = fs::read_link(exe) else { return false };
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     matches!(name.strip_suffix(" (deleted)").unwrap_or(&name), "bash" | "rbash")
-}
-
-fn key_of(about: &Metadata, path: &Path) -> io::Result<FileKey> {
-    Ok(key(about, is_overlay(&rustix::fs::statfs(path)?)))
-}
-
-fn key_of_file(about: &Metadata, file: &File) -> io::Result<FileKey> {
-    Ok(key(about, is_overlay(&rustix::fs::fstatfs(file)?)))
-}
-
-fn is_overlay(about: &rustix::fs::StatFs) -> bool {
-    #[allow(clippy::useless_conversion, reason = "its width differs between architectures")]
-    let kind = i64::from(about.f_type);
-    kind == OVERLAY
-}
-
-fn key(about: &Metadata, overlay: bool) -> FileKey {
-    FileKey {
-        device: if overlay { 0 } else { about.dev() },
-        inode: about.ino(),
-        size: about.len(),
-        modified_ns: i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec()),
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod elf;
 mod events;
 mod find;
 mod metrics;
-mod policy;
 mod rows;
 mod shells;
 mod users;
@@ -23,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::Plugin;
 use ebpf_common::bash::verdict;
 use records::RecordBatch;
 use telemetry::Telemetry;
@@ -33,7 +33,6 @@ use self::{
     events::{Event, Line},
     find::{Finder, Found, Looks},
     metrics::Ledger,
-    policy::{Policy, Whose},
     rows::Rows,
     shells::Shells,
 };
@@ -41,6 +40,7 @@ use crate::{
     capture::{
         beside::{Beside, Surroundings},
         ebpf_net::{End, Orders},
+        whose::{Policy, Whose},
     },
     ebpf::{
         bash::{self, BashObject},
@@ -119,7 +119,7 @@ impl Beside for BashCapture {
         let mut this = Self {
             finder: Finder::new(Proc::new(&config.proc)),
             shells: Shells::new(),
-            policy: Policy::new(with.cluster),
+            policy: Policy::new(with.cluster, |on| on.plugins.contains(&Plugin::EbpfBash)),
             rows: Rows::default(),
             ledger: Ledger::new(with.telemetry.ledger.stage("agent.bash")),
             metrics: with.metrics,

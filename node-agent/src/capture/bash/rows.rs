@@ -8,12 +8,12 @@ use std::{
 
 use records::{Bash, RecordBatch, Str};
 
-use super::{
-    events::Line,
-    metrics::Ledger,
-    policy::{Policy, Whose},
+use super::{events::Line, metrics::Ledger};
+use crate::{
+    capture::whose::{Policy, Whose},
+    ebpf::sys::monotonic_ns,
+    identity::cgroup::Uid,
 };
-use crate::{ebpf::sys::monotonic_ns, identity::cgroup::Uid};
 
 /// Lines kept at most.
 const ROWS_MAX: usize = 16_384;

@@ -12,7 +12,7 @@ use ahash::RandomState;
 use hashbrown::{HashMap, HashSet};
 
 use super::users;
-use crate::identity::cgroup::Uid;
+use crate::{capture::files::FileKey, identity::cgroup::Uid};
 
 /// Shells followed at most.
 pub(super) const SHELLS_MAX: usize = 8_192;
@@ -22,21 +22,6 @@ pub(super) const FILES_MAX: usize = 1_024;
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Programs that are remembered as to whether they are a bash.
 const PROGRAMS_MAX: usize = 8_192;
-
-/// A file, the same for all mounts that show it: an overlay has a device number of its own, but shows inode number, size
-/// and time of the file below. The time of its last change of attributes is not in it: a file that is removed while it runs
-/// is still the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct FileKey {
-    /// Device number; 0 on an overlay.
-    pub(super) device: u64,
-    /// Inode number.
-    pub(super) inode: u64,
-    /// Bytes.
-    pub(super) size: u64,
-    /// Time of the last change of its content, nanoseconds.
-    pub(super) modified_ns: i128,
-}
 
 /// What a program is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,19 +5,13 @@
 //! ```
 //! Entry: [`Users`]. Other sources of names (LDAP and the like) are not asked: who is not in the file is told by number.
 
-use std::{
-    fs::{self, File},
-    io::Read as _,
-    os::unix::fs::MetadataExt as _,
-    sync::Arc,
-};
+use std::{fs, io::Read as _, os::unix::fs::MetadataExt as _, sync::Arc};
 
 use ahash::RandomState;
 use hashbrown::HashMap;
 use records::Str;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::identity::process::Proc;
+use crate::{capture::files::open_below_root, identity::process::Proc};
 
 /// Bytes of a passwd file that are read.
 const PASSWD_MAX: u64 = 1 << 20;
@@ -94,17 +88,6 @@ impl Of {
         let named = self.names.get(&uid).cloned();
         named.unwrap_or_else(|| uid.to_string().into())
     }
-}
-
-/// A file below the root directory of a process, whatever links it is behind: they are followed as the process would.
-pub(super) fn open_below_root(proc: &Proc, pid: u32, path: &str) -> Option<File> {
-    let root = File::open(proc.path(pid, "root")).ok()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    // The path is from the root on; a leading slash changes nothing.
-    rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)
-        .ok()
-        .map(File::from)
 }
 
 /// Names by number; the first entry of a number counts, as in the C library.

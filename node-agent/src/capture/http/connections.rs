@@ -7,8 +7,10 @@ use ebpf_common::http::{flag, role, way};
 use hashbrown::{HashMap, HashSet};
 
 use super::{
+    early::Early,
     events::{Data, Event, Opened, What},
     rows::{Known, Origin, Rows},
+    source::From,
     stream::{Part, Stream},
 };
 use crate::protocols::{HttpOptions, HttpSession, Losses, Piece, Start, State, Way};
@@ -31,6 +33,8 @@ pub(super) struct Connections {
     counts: Counts,
     /// Cookies of sockets that are not to be followed any longer.
     quit: Vec<u64>,
+    from: From,
+    early: Early,
 }
 
 /// What happened since it was last asked.
@@ -40,6 +44,8 @@ pub(super) struct Counts {
     pub(super) refused: u64,
     /// Connections that made no sense as HTTP.
     pub(super) not_http: u64,
+    /// Connections whose socket was not found: what came of them is in no row.
+    pub(super) no_socket: u64,
     /// Events of connections that are not followed.
     pub(super) strays: u64,
     /// Bytes that nobody saw.
@@ -61,7 +67,7 @@ struct Connection {
 
 impl Connections {
     /// None yet; there will be at most `max`.
-    pub(super) fn new(max: usize, options: HttpOptions) -> Self {
+    pub(super) fn new(max: usize, options: HttpOptions, from: From) -> Self {
         Self {
             open: HashMap::default(),
             waiting: HashSet::default(),
@@ -69,13 +75,15 @@ impl Connections {
             max,
             counts: Counts::default(),
             quit: Vec::new(),
+            from,
+            early: Early::default(),
         }
     }
 
     /// Takes over an event; exchanges that end with it go into the rows.
     pub(super) fn take(&mut self, event: &Event<'_>, rows: &mut Rows) {
         match &event.what {
-            What::Open(opened) => self.opened(event, opened),
+            What::Open(opened) => self.opened(event, opened, rows),
             What::Owner(owner) => match self.open.get_mut(&event.cookie) {
                 Some(connection) => {
                     connection.origin.owner = *owner;
@@ -87,7 +95,7 @@ impl Connections {
         }
     }
 
-    fn opened(&mut self, event: &Event<'_>, opened: &Opened) {
+    fn opened(&mut self, event: &Event<'_>, opened: &Opened, rows: &mut Rows) {
         if let Some(connection) = self.open.get_mut(&event.cookie) {
             if opened.owner.pid != 0 {
                 connection.origin.owner = opened.owner;
@@ -123,11 +131,22 @@ impl Connections {
                 events: 0,
             },
         );
+        for early in self.early.take(event.cookie) {
+            let event = Event {
+                time_ns: early.time_ns,
+                what: What::Data(early.data()),
+                ..*event
+            };
+            self.take(&event, rows);
+        }
     }
 
     fn data(&mut self, event: &Event<'_>, data: &Data<'_>, rows: &mut Rows) {
         let Some(connection) = self.open.get_mut(&event.cookie) else {
             // Ends come after the end. Of anything else the kernel side has not heard, or no longer knows.
+            if self.from == From::Calls {
+                return self.wait_for_socket(event, data);
+            }
             if data.len > 0 {
                 self.counts.strays += 1;
                 self.quit.push(event.cookie);
@@ -141,7 +160,8 @@ impl Connections {
             return self.remove(event.cookie);
         }
         if data.len > 0 {
-            self.counts.missing_bytes += connection.push(egress, event.time_ns, data, rows);
+            let in_order = egress || self.from == From::Calls;
+            self.counts.missing_bytes += connection.push(egress, in_order, event.time_ns, data, rows);
         }
         if data.flags & flag::FIN != 0 {
             let stream = if egress {
@@ -157,6 +177,28 @@ impl Connections {
             self.waiting.insert(event.cookie);
         }
         self.settle(event.cookie, fate, rows);
+    }
+
+    /// Keeps what came before its socket was known.
+    fn wait_for_socket(&mut self, event: &Event<'_>, data: &Data<'_>) {
+        if data.flags != 0 {
+            // It is over, or switched off, and there never was a socket.
+            if !self.early.take(event.cookie).is_empty() && data.flags & flag::DROPPED == 0 {
+                self.counts.no_socket += 1;
+            }
+        } else if !self.early.keep(event.cookie, event.time_ns, data) {
+            self.counts.strays += 1;
+        }
+    }
+
+    /// Ends all connections of processes that have ended.
+    pub(super) fn end_of(&mut self, pids: &[u32], rows: &mut Rows) {
+        let over =
+            |(cookie, connection): (&u64, &Connection)| pids.contains(&connection.origin.owner.pid).then_some(*cookie);
+        let over: Vec<u64> = self.open.iter().filter_map(over).collect();
+        for cookie in over {
+            self.settle(cookie, Fate::Over, rows);
+        }
     }
 
     /// Ends what is over.
@@ -221,6 +263,7 @@ impl Connections {
         for cookie in idle {
             self.settle(cookie, Fate::Over, rows);
         }
+        self.counts.no_socket += self.early.expire(now_ns).len() as u64;
         if self.open.capacity() > 4 * self.open.len() + 1024 {
             self.open.shrink_to_fit();
         }
@@ -252,7 +295,7 @@ enum Fate {
 
 impl Connection {
     /// Reads bytes; gives how many were not seen.
-    fn push(&mut self, egress: bool, time_ns: u64, data: &Data<'_>, rows: &mut Rows) -> u64 {
+    fn push(&mut self, egress: bool, in_order: bool, time_ns: u64, data: &Data<'_>, rows: &mut Rows) -> u64 {
         let Self {
             origin,
             known,
@@ -263,11 +306,8 @@ impl Connection {
         } = self;
         let way = way_of(egress, origin.client);
         let mut give = |part: Part<'_>| read(session, way, part, origin, known, rows);
-        if egress {
-            out.push(time_ns, data, true, &mut give)
-        } else {
-            into.push(time_ns, data, false, &mut give)
-        }
+        let stream = if egress { out } else { into };
+        stream.push(time_ns, data, in_order, &mut give)
     }
 
     /// Waits for no segment any longer; gives how many bytes were not seen.

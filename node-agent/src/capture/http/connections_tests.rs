@@ -27,7 +27,7 @@ struct Bench {
 impl Bench {
     fn new(max: usize) -> Self {
         Self {
-            connections: Connections::new(max, HttpOptions::default()),
+            connections: Connections::new(max, HttpOptions::default(), From::Packets),
             rows: Rows::new(1000, 10_001, Ends::default()),
         }
     }

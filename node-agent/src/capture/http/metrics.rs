@@ -43,7 +43,7 @@ pub struct HttpMetrics {
 impl HttpMetrics {
     /// Registers the metrics.
     #[must_use]
-    pub fn new(telemetry: &Telemetry) -> Self {
+    pub fn new(telemetry: &Telemetry, name: &'static str) -> Self {
         let this = Self {
             connections: Gauge::default(),
             left_out: Family::default(),
@@ -55,9 +55,9 @@ impl HttpMetrics {
             ring_bytes: Counter::default(),
             rows: Gauge::default(),
             held_back: Counter::default(),
-            unnamed: UnnamedEnds::new(telemetry, "httpflow"),
+            unnamed: UnnamedEnds::new(telemetry, name),
         };
-        telemetry.register("httpflow", |registry| {
+        telemetry.register(name, |registry| {
             registry.register(
                 "connections",
                 "Connection ends that are followed",
@@ -113,7 +113,11 @@ impl HttpMetrics {
         self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
         add(
             &self.left_out,
-            &[("connections_full", counts.refused), ("not_http", counts.not_http)],
+            &[
+                ("connections_full", counts.refused),
+                ("not_http", counts.not_http),
+                ("no_socket", counts.no_socket),
+            ],
         );
         let losses = counts.losses;
         for (kind, count) in [

@@ -4,19 +4,20 @@
 //! ring: socket, who sends on it, bytes ▶ [`connections`]: [`stream`] (order) ▶ `protocols::HttpSession` ▶ exchanges
 //! exchange ▶ [`rows`]: summed by ends and by what was asked and answered ▶ every interval: records ▶ out
 //! ```
-//! One thread owns all of it. An exchange of two processes of this machine is seen, and told, at both ends. Entry:
-//! [`HttpCapture`] as a [`Beside`].
+//! One thread owns all of it. An exchange of two processes of this machine is seen, and told, at both ends. The ring is
+//! that of a [`Source`]: of sockets here, of TLS libraries in `capture::tls`. Entry: [`HttpCapture`] as a [`Beside`].
 
 mod connections;
+mod early;
 mod events;
 mod metrics;
 mod rows;
+mod source;
 mod stream;
 #[cfg(test)]
 mod switch_tests;
 
 use std::{
-    os::fd::AsRawFd as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -24,15 +25,19 @@ use std::{
 
 use ebpf_common::{
     http::HttpConfig as KernelConfig,
-    net::{NetConfig, policy as bits},
+    net::{NetConfig, policy::OTHER_NODE},
 };
 use records::RecordBatch;
 use telemetry::Stage;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::metrics::HttpMetrics;
+pub(super) use self::source::wait_for;
 use self::{connections::Connections, events::Event, metrics::Events, rows::Rows};
+pub use self::{
+    metrics::HttpMetrics,
+    source::{From, Source, Turn, With},
+};
 use crate::{
     capture::{
         beside::{Beside, Surroundings},
@@ -92,9 +97,12 @@ pub struct HttpConfig {
     pub load: LoadOptions,
 }
 
+/// The capture of what passes sockets in plain text.
+pub type HttpCapture = Capture<HttpObject>;
+
 /// The running capture.
-pub struct HttpCapture {
-    object: HttpObject,
+pub struct Capture<S: Source> {
+    source: S,
     kernel: KernelConfig,
     tell: watch::Sender<Capabilities>,
     /// In a cluster: what is on for whom.
@@ -109,26 +117,27 @@ pub struct HttpCapture {
     events: Events,
     rows_stage: Stage,
     metrics: HttpMetrics,
+    capabilities: Capabilities,
     health: telemetry::ComponentHandle,
 }
 
-impl Beside for HttpCapture {
-    const NAME: &'static str = HTTPFLOW;
+impl<S: Source> Beside for Capture<S> {
+    const NAME: &'static str = S::NAME;
     type Config = HttpConfig;
-    type Metrics = HttpMetrics;
+    type Metrics = (HttpMetrics, S::Metrics);
 
-    fn metrics(telemetry: &telemetry::Telemetry) -> HttpMetrics {
-        HttpMetrics::new(telemetry)
+    fn metrics(telemetry: &telemetry::Telemetry) -> Self::Metrics {
+        (HttpMetrics::new(telemetry, S::METRICS), S::metrics(telemetry))
     }
 
     fn interval(config: &mut HttpConfig) -> &mut Duration {
         &mut config.interval
     }
 
-    fn start(config: &HttpConfig, with: Surroundings<HttpMetrics>) -> anyhow::Result<Self> {
+    fn start(config: &HttpConfig, with: Surroundings<Self::Metrics>) -> anyhow::Result<Self> {
         let Surroundings {
             telemetry,
-            metrics,
+            metrics: (metrics, own_metrics),
             cluster,
             nat,
             domains,
@@ -138,8 +147,8 @@ impl Beside for HttpCapture {
                 loopback: u32::from(config.loopback),
                 ipv6_disabled: u32::from(config.ipv6_disabled),
                 wake_bytes: u64::from(config.load.ring_buffer_size) / 4,
-                policy: bits::HTTPFLOW,
-                policy_unowned: bits::HTTPFLOW,
+                policy: S::FLOW,
+                policy_unowned: S::FLOW,
                 ..NetConfig::default()
             },
             generation: 1,
@@ -147,39 +156,38 @@ impl Beside for HttpCapture {
             marked: 0,
             _pad: 0,
         };
-        let mut capabilities = Capabilities::default();
-        let mut object = http::load(&config.load, kernel)?;
+        let mut source = S::load(&config.load, kernel)?;
         let shared = config.own_node_only && !pid_namespace_is_first();
         if shared {
-            (kernel.net.pidns, kernel.net.pidns_level) = object.own_pid_namespace()?;
-            kernel.net.policy_unowned = bits::OTHER_NODE;
+            (kernel.net.pidns, kernel.net.pidns_level) = source.own_pid_namespace()?;
+            kernel.net.policy_unowned = OTHER_NODE;
         }
         let mut ends = Ends::new(cluster.as_ref().map(|cluster| cluster.names.clone()));
         if shared {
             ends.share_kernel();
         }
         let (mut keeper, mut switches) = (None, None);
-        if let Some(cluster) = cluster {
+        if let Some(cluster) = cluster.clone() {
             let sharing = if shared { Sharing::ByProcess } else { Sharing::Not };
             let (keeps, told) = Keeper::start(
-                object.policy()?,
+                source.policy()?,
                 cluster.names,
                 cluster.spec,
                 sharing,
-                bits::HTTPFLOW,
+                S::FLOW,
                 PolicyMetrics::default(),
             );
             keeper = Some(AbortOnDropHandle::new(tokio::spawn(keeps.run())));
             switches = Some(told);
         }
-        let health = telemetry.health.component(HTTPFLOW);
+        let health = telemetry.health.component(S::NAME);
         let options = HttpOptions {
             path_limit: config.path_limit,
             keep_query: config.keep_query,
             ..HttpOptions::default()
         };
         let mut this = Self {
-            object,
+            source,
             kernel,
             tell: watch::Sender::new(Capabilities::default()),
             switches,
@@ -187,22 +195,29 @@ impl Beside for HttpCapture {
             nat,
             domains,
             proc: Proc::new(&config.proc),
-            connections: Connections::new(CONNECTIONS_MAX, options),
+            connections: Connections::new(CONNECTIONS_MAX, options, S::FROM),
             rows: Rows::new(config.series_max, config.ephemeral_port, ends),
-            events: Events::new(telemetry.ledger.stage("capture.http")),
-            rows_stage: telemetry.ledger.stage("agent.httpflow"),
+            events: Events::new(telemetry.ledger.stage(S::STAGES.0)),
+            rows_stage: telemetry.ledger.stage(S::STAGES.1),
             metrics,
+            capabilities: Capabilities::default(),
             health,
         };
         this.take_switches();
         this.follow_nat();
-        this.object.set_config(this.kernel)?;
-        this.object.attach(&mut capabilities)?;
+        this.source.set_config(this.kernel)?;
+        let with = With {
+            proc: &config.proc,
+            refuse: &config.load.refuse,
+            cluster,
+            metrics: own_metrics,
+        };
+        this.source.begin(with, &mut this.capabilities)?;
         // Where processes are hidden, so may be the namespaces of their connections.
         if shared || pid_namespace_is_first() {
             this.mark_older()?;
         }
-        this.report(capabilities);
+        this.report();
         Ok(this)
     }
 
@@ -214,9 +229,10 @@ impl Beside for HttpCapture {
         let mut flushed = Instant::now();
         let (mut due, mut look_again) = (None, None);
         while let Orders::Collect { interval } = *orders.borrow() {
-            self.wait();
+            self.source.wait(POLL);
             self.follow_switches();
             self.read_events();
+            self.take_turn();
             let now = Instant::now();
             if now >= flushed + interval {
                 flushed = now;
@@ -234,7 +250,7 @@ impl Beside for HttpCapture {
                 look_again = (self.rows.held() > 0).then(|| now + LOOK_AGAIN);
             }
         }
-        self.object.detach();
+        self.source.detach();
         wait_for_running_programs();
         while self.read_events() {}
         self.end_interval(Duration::ZERO);
@@ -251,31 +267,40 @@ impl Beside for HttpCapture {
     }
 }
 
-impl HttpCapture {
+impl<S: Source> Capture<S> {
+    /// Where its events come from.
+    #[must_use]
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
     /// The kernel's statistics of each program.
     #[must_use]
     pub fn programs(&self) -> Vec<(String, ProgramStats)> {
-        self.object.programs()
+        self.source.programs()
     }
 
     /// Spares the kernel remembering what does not speak HTTP, where it can.
     fn mark_older(&mut self) -> anyhow::Result<()> {
-        match self.object.mark_older(&self.proc) {
-            Ok(namespaces) => {
-                tracing::debug!(namespaces, "Marked the connections older than the programs of httpflow");
+        match self.source.mark_older(&self.proc) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
                 self.kernel.marked = 1;
-                self.object.set_config(self.kernel)
+                self.source.set_config(self.kernel)
             }
             Err(error) => {
-                let reason = format!("{error:#}");
-                tracing::debug!(reason, "Connections that do not speak HTTP take memory of the kernel: older ones cannot be told");
+                tracing::debug!(
+                    reason = format!("{error:#}"),
+                    "Connections that do not speak HTTP take memory of the kernel: older ones cannot be told"
+                );
                 Ok(())
             }
         }
     }
 
-    fn report(&mut self, capabilities: Capabilities) {
-        let reasons: Vec<&str> = capabilities
+    fn report(&mut self) {
+        let reasons: Vec<&str> = self
+            .capabilities
             .features
             .iter()
             .map(|feature| feature.reason.as_str())
@@ -286,18 +311,39 @@ impl HttpCapture {
         } else {
             self.health.set_degraded(reasons.join("; "));
         }
-        self.tell = watch::Sender::new(capabilities);
+        self.tell.send_if_modified(|told| {
+            let changed = told.features != self.capabilities.features;
+            told.clone_from(&self.capabilities);
+            changed
+        });
     }
 
-    fn wait(&self) {
-        let mut poll = libc::pollfd {
-            fd: self.object.events.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let timeout = i32::try_from(POLL.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid pollfd.
-        unsafe { libc::poll(&raw mut poll, 1, timeout) };
+    /// Lets the source do what is due besides events.
+    fn take_turn(&mut self) {
+        let Turn {
+            ended,
+            look_again,
+            changed,
+        } = self.source.turn(&mut self.capabilities);
+        if !ended.is_empty() {
+            // What they did last is in the ring.
+            self.read_events();
+            self.connections.end_of(&ended, &mut self.rows);
+        }
+        if look_again {
+            self.kernel.generation = self.kernel.generation.wrapping_add(1);
+            self.set_config();
+        }
+        if changed {
+            self.report();
+        }
+    }
+
+    fn set_config(&mut self) {
+        if let Err(error) = self.source.set_config(self.kernel) {
+            tracing::error!(error = format!("{error:#}"), "Cannot switch {}", S::NAME);
+            self.health.set_degraded(format!("{error:#}"));
+        }
     }
 
     /// Takes what the ring holds, up to a turn's worth; true if there may be more.
@@ -307,7 +353,9 @@ impl HttpCapture {
         self.rows.ends().catch_up();
         let (mut arrived, mut unknown) = (0, 0);
         while arrived + unknown < TURN {
-            let Some(bytes) = self.object.events.next() else { break };
+            let Some(bytes) = self.source.events().next() else {
+                break;
+            };
             match Event::parse(&bytes) {
                 Some(event) => {
                     arrived += 1;
@@ -316,7 +364,7 @@ impl HttpCapture {
                 None => unknown += 1,
             }
         }
-        match self.object.stats() {
+        match self.source.stats() {
             Ok(stats) => self.events.update(&stats, &self.metrics),
             Err(error) => self.health.set_degraded(format!("{error:#}")),
         }
@@ -324,7 +372,7 @@ impl HttpCapture {
         self.events.unknown(unknown);
         self.connections.look_at_waiting(monotonic_ns(), &mut self.rows);
         for cookie in self.connections.take_quit() {
-            if let Err(error) = self.object.quit(cookie) {
+            if let Err(error) = self.source.quit(cookie) {
                 tracing::debug!(
                     error = format!("{error:#}"),
                     "Cannot tell the kernel side to leave a socket alone"
@@ -353,10 +401,7 @@ impl HttpCapture {
         }
         self.take_switches();
         self.follow_nat();
-        if let Err(error) = self.object.set_config(self.kernel) {
-            tracing::error!(error = format!("{error:#}"), "Cannot switch httpflow");
-            self.health.set_degraded(format!("{error:#}"));
-        }
+        self.set_config();
     }
 
     fn take_switches(&mut self) {
@@ -367,7 +412,7 @@ impl HttpCapture {
             self.kernel.generation = self.kernel.generation.wrapping_add(1);
             self.rows
                 .ends()
-                .leave_out(Arc::clone(&now.off), now.host & bits::HTTPFLOW == 0);
+                .leave_out(Arc::clone(&now.off), now.host & S::FLOW == 0);
             self.rows.grow_older();
         }
     }

@@ -1,10 +1,7 @@
-//! For whom lines are reported: the object and its namespaces decide, by the pod that a shell is in.
+//! For which processes a part of the agent is on: the object and its namespaces decide, by the pod that a process is in.
 
 use ahash::RandomState;
-use api::{
-    Plugin,
-    collector::{NamespacePlugins, plugins_for, policy::plugins_for_host},
-};
+use api::collector::{NamespacePlugins, plugins_for, policy::plugins_for_host};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use records::{K8sEndpoint, Str};
@@ -19,10 +16,10 @@ use crate::{
     },
 };
 
-/// What becomes of a shell's lines.
+/// What becomes of what a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// They are reported.
+    /// It is reported.
     On,
     /// Switched off.
     Off,
@@ -37,6 +34,7 @@ pub(super) struct Policy {
 
 struct Followed {
     cluster: InCluster,
+    wanted: fn(&NamespacePlugins) -> bool,
     changes: watch::Receiver<u64>,
     namespaces: watch::Receiver<Namespaces>,
     /// By namespace, and of what is in no pod; until something changes.
@@ -44,8 +42,10 @@ struct Followed {
 }
 
 impl Policy {
-    pub(super) fn new(cluster: Option<InCluster>) -> Self {
+    /// `wanted` says whether what is on for a namespace includes that part.
+    pub(super) fn new(cluster: Option<InCluster>, wanted: fn(&NamespacePlugins) -> bool) -> Self {
         let cluster = cluster.map(|cluster| Followed {
+            wanted,
             changes: cluster.names.changes(),
             namespaces: cluster.names.namespaces(),
             known: Mutex::default(),
@@ -64,6 +64,7 @@ impl Policy {
             changes,
             namespaces,
             known,
+            ..
         } = followed;
         let changed = changes.has_changed().unwrap_or(false)
             | namespaces.has_changed().unwrap_or(false)
@@ -77,7 +78,7 @@ impl Policy {
         changed
     }
 
-    /// For a shell in `pod`, or in none. A pod that is not known is treated like the node's own processes.
+    /// For a process in `pod`, or in none. A pod that is not known is treated like the node's own processes.
     pub(super) fn of(&self, pod: Option<Uid>) -> Whose {
         let Some(followed) = &self.cluster else {
             return Whose::On;
@@ -109,7 +110,7 @@ impl Followed {
                 }
                 None => plugins_for_host(&spec),
             };
-            plugins.plugins.contains(&Plugin::EbpfBash)
+            (self.wanted)(&plugins)
         });
         if on { Whose::On } else { Whose::Off }
     }

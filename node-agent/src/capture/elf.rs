@@ -1,0 +1,238 @@
+//! Functions of executables and libraries: where in the file they are, and where they return.
+//!
+//! Files are read in parts, not mapped: one that is cut short by its owner while it is looked at gives an error here, and
+//! would end the process there. Sections that claim to be larger than any such program's are not read. Entry: [`symbols`].
+
+use std::{
+    fs::File,
+    io::{Seek as _, SeekFrom},
+};
+
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
+use object::{
+    Endianness, FileKind, ReadCache, ReadRef,
+    elf::{EM_386, EM_AARCH64, EM_X86_64, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB},
+    read::elf::{FileHeader, ProgramHeader as _, SectionHeader as _, Sym as _},
+};
+
+/// Bytes of a function at most.
+const FUNCTION_MAX: u64 = 1 << 16;
+/// Returns of it at most.
+const RETURNS_MAX: usize = 32;
+
+/// A symbol that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Symbol {
+    /// Which of the names.
+    pub(super) name: usize,
+    /// It is in this file, here; `None` if it is in another one.
+    pub(super) code: Option<Code>,
+}
+
+/// Code of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Code {
+    /// File offset of its first instruction.
+    pub(super) at: u64,
+    /// Its ends, if they were asked for.
+    pub(super) exits: Exits,
+}
+
+/// How a function ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Exits {
+    /// With these instructions and no other, by file offset.
+    Returns(Vec<u64>),
+    /// It goes on elsewhere, or its code cannot be followed. These are the returns that it shows, if all of it can be read.
+    Elsewhere(Vec<u64>),
+}
+
+/// Why a file could not be looked into.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ElfError {
+    /// Not an executable or library, or a damaged one.
+    #[error("{0}")]
+    Format(#[from] object::Error),
+    /// No file to read.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// Of another kind.
+    #[error("it is no ELF file with sections")]
+    Other,
+}
+
+/// How far a file is looked into.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Depth {
+    /// Bytes of symbols, or of their names, that are read.
+    pub(super) max: u64,
+    /// Symbols that nobody else can use.
+    pub(super) own: Own,
+}
+
+/// Whether symbols are looked at that nobody else can use, which files may be stripped of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Never.
+    Never,
+    /// If there is none among the others.
+    IfNone,
+    /// Also for those that were not found among the others.
+    Always,
+}
+
+/// Finds symbols by name, in the order of the file.
+///
+/// # Errors
+/// If the file is damaged or no ELF file.
+pub(super) fn symbols(file: &File, names: &[&str], depth: Depth) -> Result<Vec<Symbol>, ElfError> {
+    let mut file = file;
+    file.seek(SeekFrom::Start(0))?;
+    let cache = ReadCache::new(file);
+    match FileKind::parse(&cache)? {
+        FileKind::Elf64 => look::<FileHeader64<Endianness>, _>(&cache, names, depth),
+        FileKind::Elf32 => look::<FileHeader32<Endianness>, _>(&cache, names, depth),
+        _ => Err(ElfError::Other),
+    }
+}
+
+fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
+    data: R,
+    wanted: &[&str],
+    depth: Depth,
+) -> Result<Vec<Symbol>, ElfError> {
+    let header = Elf::parse(data)?;
+    let endian = header.endian()?;
+    // More sections or segments than the header can count are in no such program, and could be any number.
+    if header.e_shnum(endian) == 0 || header.e_phnum(endian) == u16::MAX {
+        return Err(ElfError::Other);
+    }
+    let sections = header.sections(endian, data)?;
+    let mut found: Vec<Symbol> = Vec::new();
+    // What is exported first: it is small, and stays when a file is stripped.
+    for kind in [SHT_DYNSYM, SHT_SYMTAB] {
+        let enough = match depth.own {
+            Own::Never => true,
+            Own::IfNone => !found.is_empty(),
+            Own::Always => found.len() == wanted.len(),
+        };
+        if kind == SHT_SYMTAB && enough {
+            break;
+        }
+        // One is all there is, in files that mean well.
+        if let Some(section) = sections.iter().find(|section| section.sh_type(endian) == kind) {
+            let names = sections.section(section.link(endian))?;
+            let size: u64 = section.sh_size(endian).into();
+            if size > depth.max || names.sh_size(endian).into() > depth.max {
+                continue;
+            }
+            let symbols: &[Elf::Sym] = section.data_as_array(endian, data)?;
+            let names = names.data(endian, data)?;
+            for symbol in symbols {
+                let name = name_at(names, symbol.st_name(endian));
+                let Some(name) = wanted.iter().position(|wanted| wanted.as_bytes() == name) else {
+                    continue;
+                };
+                if found.iter().any(|found| found.name == name) {
+                    continue;
+                }
+                let code = if symbol.st_shndx(endian) == SHN_UNDEF {
+                    None
+                } else {
+                    let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
+                    let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? else {
+                        continue;
+                    };
+                    let exits = exits(header.e_machine(endian), data, at, size);
+                    Some(Code { at, exits })
+                };
+                found.push(Symbol { name, code });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn name_at(names: &[u8], at: u32) -> &[u8] {
+    let rest = usize::try_from(at)
+        .ok()
+        .and_then(|at| names.get(at..))
+        .unwrap_or_default();
+    let end = memchr::memchr(0, rest).unwrap_or(0);
+    rest.get(..end).unwrap_or_default()
+}
+
+/// Where in the file a function's instructions are that return.
+fn exits<'data, R: ReadRef<'data>>(machine: u16, data: R, offset: u64, size: u64) -> Exits {
+    let code = Some(size)
+        .filter(|size| (1..=FUNCTION_MAX).contains(size))
+        .and_then(|size| data.read_bytes_at(offset, size).ok());
+    let Some(code) = code else {
+        return Exits::Elsewhere(Vec::new());
+    };
+    let within = offset..offset + size;
+    let (mut returns, mut all) = (Vec::new(), true);
+    match machine {
+        EM_X86_64 | EM_386 => {
+            let bits = if machine == EM_386 { 32 } else { 64 };
+            for instruction in Decoder::with_ip(bits, code, offset, DecoderOptions::NONE) {
+                if instruction.is_invalid() {
+                    return Exits::Elsewhere(Vec::new());
+                }
+                let near = matches!(
+                    instruction.op0_kind(),
+                    OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+                );
+                match instruction.mnemonic() {
+                    Mnemonic::Ret => returns.push(instruction.ip()),
+                    Mnemonic::Call => {}
+                    // A jump, with a condition or without.
+                    _ if near => all &= within.contains(&instruction.near_branch_target()),
+                    Mnemonic::Jmp => all = false,
+                    _ => {}
+                }
+            }
+        }
+        EM_AARCH64 => {
+            for (word, at) in code.chunks_exact(4).zip((offset..).step_by(4)) {
+                let word = word.try_into().map_or(0, u32::from_le_bytes);
+                // `ret`, by way of the link register.
+                if word == 0xd65f_03c0 {
+                    returns.push(at);
+                } else if word >> 26 == 0b00_0101 {
+                    let words = i64::from((word << 6).cast_signed() >> 6);
+                    all &= within.contains(&at.wrapping_add_signed(words * 4));
+                } else if word & 0xffff_fc1f == 0xd61f_0000 {
+                    all = false;
+                }
+            }
+        }
+        _ => {}
+    }
+    if returns.len() > RETURNS_MAX {
+        return Exits::Elsewhere(Vec::new());
+    }
+    if all && !returns.is_empty() {
+        Exits::Returns(returns)
+    } else {
+        Exits::Elsewhere(returns)
+    }
+}
+
+/// Where in the file the code of an address is.
+fn file_offset<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
+    header: &Elf,
+    endian: Endianness,
+    data: R,
+    address: u64,
+) -> Result<Option<u64>, ElfError> {
+    for segment in header.program_headers(endian, data)? {
+        let (start, size): (u64, u64) = (segment.p_vaddr(endian).into(), segment.p_filesz(endian).into());
+        if segment.p_type(endian) == PT_LOAD
+            && let Some(within) = address.checked_sub(start).filter(|within| *within < size)
+        {
+            return Ok(within.checked_add(segment.p_offset(endian).into()));
+        }
+    }
+    Ok(None)
+}
