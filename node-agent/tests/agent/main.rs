@@ -22,6 +22,8 @@ mod dns_net;
 mod forks;
 mod http;
 mod http_net;
+mod http_programs;
+mod http_truth;
 mod lifecycle;
 mod live;
 mod load;
