@@ -117,7 +117,8 @@ pub fn program(name: &'static str) -> Command {
     };
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
     let mut command = match extension {
-        Some("go") => Command::new(go(name)),
+        // A directory is a program in Go, too.
+        Some("go") | None => Command::new(go(name)),
         Some("mjs") => path("node", source(name)),
         Some("java") => {
             let mut command = Command::new("java");
