@@ -1,11 +1,20 @@
 //! `httpflow` against servers and clients in many languages, each of which writes down what it did: rows of both ends are that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
+use parking_lot::Mutex;
 use serde_json::Value;
+use testkit::traffic::{http_uring::serve, report::Recorder};
 
 use crate::{
-    http_net::{number, rows, rows_at, text, wait_for},
+    http_net::{Nginx, number, rows, rows_at, text, wait_for},
     http_programs::{Hyper, Noted, PLAN, Server, asks, noted},
     process::{Agent, Rights, directory},
 };
@@ -203,5 +212,122 @@ fn servers_of_hyper_are_as_they_say() {
 fn servers_in_python_are_as_they_say() {
     for kind in ["threads", "pool", "asyncio", "prefork", "passed"] {
         program("serve.py", &[kind]);
+    }
+}
+
+/// No system call moves a byte of this server's.
+#[test]
+#[ignore = "native: needs root"]
+fn a_server_by_io_uring_is_as_it_says() {
+    let directory = directory();
+    let path = directory.path();
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let recorder = Arc::new(Mutex::new(Recorder::default()));
+    let served = Arc::clone(&recorder);
+    thread::spawn(move || serve(&listener, &served).unwrap());
+    let agent = Agent::start(Rights::Own, path, &ARGS);
+    let plan: Vec<&str> = PLAN.into_iter().filter(|one| one.contains(":/s/")).collect();
+    let mut asked = Vec::new();
+    for client in CLIENTS {
+        for host in ["127.0.0.1", "[::1]"] {
+            asked.extend(asks(client, &format!("http://{host}:{port}"), TIMES, &plan, path));
+        }
+    }
+    let seen = |direction| of_rows(&rows_at(&rows(path), direction, &[port]));
+    wait_for("all exchanges are in rows", || {
+        ["incoming", "outgoing"]
+            .iter()
+            .all(|direction| total(&seen(direction)) >= asked.len() as u64)
+    });
+    agent.stop();
+    same("clients of io_uring", &seen("outgoing"), &of_notes(&asked));
+    let report = recorder.lock().report("uring", "http-server", "");
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    let mut at_server: BTreeMap<Key, Sum> = BTreeMap::new();
+    for row in report.exchanges {
+        let what = (
+            row.method.as_str(),
+            row.path.as_str(),
+            u64::try_from(row.status).unwrap(),
+        );
+        let sum = at_server
+            .entry(key(&std::process::id().to_string(), what))
+            .or_insert(NOTHING);
+        sum.count += row.counts.count;
+        sum.request = plus(sum.request, Some(row.counts.bytes_received));
+        sum.response = plus(sum.response, Some(row.counts.bytes_sent));
+    }
+    same("the server by io_uring", &seen("incoming"), &at_server);
+    println!("{} exchanges", total(&at_server));
+}
+
+/// wrk counts only what was answered in time; what was under way when it ended is at most one exchange of each connection.
+#[test]
+#[ignore = "native: needs root"]
+fn what_wrk_asks_of_each_server_is_counted() {
+    const CONNECTIONS: u64 = 8;
+    let directory = directory();
+    let path = directory.path();
+    let nginx = Nginx::start(path);
+    std::fs::write(path.join("www/1024"), [b'x'; 1024]).unwrap();
+    // As fast as some of them are, a ring of the usual size may be too small for an agent that is built for debugging.
+    let agent = Agent::start(Rights::Own, path, &["--ring-buffer-size=128MiB"]);
+    let programs = [
+        ("serve.go", None),
+        ("serve.mjs", None),
+        ("Serve.java", None),
+        ("serve.py", Some("asyncio")),
+    ];
+    let servers: Vec<Server> = programs
+        .iter()
+        .map(|(name, kind)| Server::start(name, kind.as_slice(), path))
+        .collect();
+    let mut expected = Vec::new();
+    for (port, target) in servers
+        .iter()
+        .map(|server| (server.port, "/s/200/1024"))
+        .chain([(nginx.port, "/1024")])
+    {
+        let output = Command::new("wrk")
+            .args([
+                "-t1",
+                &format!("-c{CONNECTIONS}"),
+                "-d1s",
+                &format!("http://127.0.0.1:{port}{target}"),
+            ])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let line = said.lines().find(|line| line.contains(" requests in ")).expect(&said);
+        let count: u64 = line.split_ascii_whitespace().next().unwrap().parse().unwrap();
+        expected.push((port, target, count));
+    }
+    thread::sleep(Duration::from_secs(3));
+    let lost = agent.ledger()["capture.http"].lost.values().sum::<u64>();
+    agent.stop();
+    assert_eq!(lost, 0);
+    let logged = servers.iter().map(|server| noted(&server.log).len() as u64);
+    let truth = nginx.truth();
+    let logged = logged.chain([truth[&("GET".to_owned(), "/1024".to_owned(), 200)].count]);
+    for ((port, target, wrk), logged) in expected.into_iter().zip(logged) {
+        let all = rows(path);
+        let counts = |direction| {
+            let of = |status: &dyn Fn(u64) -> bool| -> u64 {
+                let rows = rows_at(&all, direction, &[port]).into_iter();
+                let rows = rows.filter(|row| text(row, "path") == target && status(number(row, "status_code")));
+                rows.map(|row| number(row, "count")).sum()
+            };
+            (of(&|status| status == 200), of(&|status| status != 200))
+        };
+        let (into, out) = (counts("incoming"), counts("outgoing"));
+        println!("port {port}: wrk {wrk}, the log {logged}; servers {into:?}, clients {out:?}");
+        assert!((wrk..=logged).contains(&out.0) && out.1 <= CONNECTIONS, "{out:?}");
+        assert!(
+            logged - wrk <= CONNECTIONS,
+            "all that was logged and not counted was under way"
+        );
+        assert!(into.0 <= logged && into.0 + CONNECTIONS >= logged, "{into:?}");
+        assert!(into.0 + into.1 >= logged, "{into:?}");
     }
 }
