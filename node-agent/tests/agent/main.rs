@@ -21,6 +21,7 @@ mod dns;
 mod dns_net;
 mod forks;
 mod http;
+mod http_ends;
 mod http_grpc;
 mod http_net;
 mod http_programs;
