@@ -8,6 +8,7 @@ pub mod cli;
 pub mod dns;
 pub mod exchange;
 pub mod http;
+pub mod http_uring;
 pub mod launch;
 pub mod mmsg;
 pub mod netlink;

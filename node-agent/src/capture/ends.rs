@@ -153,20 +153,43 @@ impl Ends {
     /// A UDP flow with the ends that its socket has: where its own network namespace translates it, its packets were seen
     /// translated.
     pub(crate) fn dialled(&self, key: &UdpKey, netns: u32) -> UdpKey {
-        let seen = conntrack::Tuple {
-            protocol: Protocol::Udp,
-            from: end(key.local, key.local_port),
-            to: end(key.remote, key.remote_port),
+        let seen = Tuple {
+            local: key.local,
+            remote: key.remote,
+            local_port: key.local_port,
+            remote_port: key.remote_port,
+            netns,
         };
-        match self.nat.as_ref().and_then(|nat| nat.dialled(netns, &seen)) {
-            Some(dialled) => UdpKey {
+        let dialled = self.of_socket(Protocol::Udp, &seen);
+        UdpKey {
+            local: dialled.local,
+            local_port: dialled.local_port,
+            remote: dialled.remote,
+            remote_port: dialled.remote_port,
+            ..*key
+        }
+    }
+
+    /// The same of a TCP connection.
+    pub(crate) fn connected(&self, seen: &Tuple) -> Tuple {
+        self.of_socket(Protocol::Tcp, seen)
+    }
+
+    fn of_socket(&self, protocol: Protocol, seen: &Tuple) -> Tuple {
+        let packet = conntrack::Tuple {
+            protocol,
+            from: end(seen.local, seen.local_port),
+            to: end(seen.remote, seen.remote_port),
+        };
+        match self.nat.as_ref().and_then(|nat| nat.dialled(seen.netns, &packet)) {
+            Some(dialled) => Tuple {
                 local: octets(dialled.from.ip),
                 local_port: dialled.from.port,
                 remote: octets(dialled.to.ip),
                 remote_port: dialled.to.port,
-                ..*key
+                ..*seen
             },
-            None => *key,
+            None => *seen,
         }
     }
 

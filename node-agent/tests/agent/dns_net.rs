@@ -80,7 +80,7 @@ impl DnsNet {
                 "--user=root",
             ])
             .args(DNSMASQ.map(|ip| format!("--listen-address={ip}")))
-            .args(["--host-record=host.test,10.77.128.9,fd77::b:9", "--local=/nx.test/"])
+            .args(["--host-record=host.test,10.77.128.9,fd77::b:4", "--local=/nx.test/"])
             .arg(format!("--pid-file={}", directory.join("dnsmasq.pid").display()))
             .env("PATH", path());
         let dnsmasq = command.stdin(Stdio::null()).spawn().unwrap();

@@ -14,7 +14,8 @@ use anyhow::Context as _;
 use parking_lot::Mutex;
 
 use super::{
-    options::{HttpClient, HttpServer},
+    http_uring,
+    options::{HttpBy, HttpClient, HttpServer},
     report::{Exchanged, Recorder},
     role, sys,
 };
@@ -35,12 +36,12 @@ struct Wire {
 }
 
 /// A message as it was read.
-struct Message {
-    first_line: String,
+pub(super) struct Message {
+    pub(super) first_line: String,
     /// Bytes of head and body.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// When its first bytes were there.
-    first: Instant,
+    pub(super) first: Instant,
 }
 
 // === impl Wire ===
@@ -59,14 +60,14 @@ impl Wire {
     fn message(&mut self, has_body: bool, patience: Option<Duration>) -> io::Result<Option<Message>> {
         let began = Instant::now();
         let mut first = (!self.buffer.is_empty()).then_some(began);
-        let (head, body) = loop {
-            if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(self.buffer.get(..at).unwrap_or_default()).into_owned();
-                let length = if has_body { content_length(&head)? } else { 0 };
-                break (head, (at + 4, at + 4 + length));
-            }
-            if self.buffer.len() > HEAD_MAX {
-                return Err(ErrorKind::InvalidData.into());
+        loop {
+            if let Some((first_line, length)) = whole(&self.buffer, has_body)? {
+                self.buffer.drain(..length);
+                return Ok(Some(Message {
+                    first_line,
+                    bytes: length as u64,
+                    first: first.unwrap_or(began),
+                }));
             }
             if !self.more(began, patience)? {
                 return if self.buffer.is_empty() {
@@ -76,18 +77,7 @@ impl Wire {
                 };
             }
             first.get_or_insert_with(Instant::now);
-        };
-        while self.buffer.len() < body.1 {
-            if !self.more(began, patience)? {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
         }
-        self.buffer.drain(..body.1);
-        Ok(Some(Message {
-            first_line: head.lines().next().unwrap_or_default().to_owned(),
-            bytes: body.1 as u64,
-            first: first.unwrap_or(began),
-        }))
     }
 
     /// Reads what there is; false at the end.
@@ -115,6 +105,22 @@ impl Wire {
     }
 }
 
+/// The first line and the length of the message that a buffer begins with, if all of it is there.
+pub(super) fn whole(buffer: &[u8], has_body: bool) -> io::Result<Option<(String, usize)>> {
+    let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return if buffer.len() > HEAD_MAX {
+            Err(ErrorKind::InvalidData.into())
+        } else {
+            Ok(None)
+        };
+    };
+    let head = String::from_utf8_lossy(buffer.get(..at).unwrap_or_default());
+    let body = if has_body { content_length(&head)? } else { 0 };
+    let length = (at + 4).checked_add(body).ok_or(ErrorKind::InvalidData)?;
+    let first_line = head.lines().next().unwrap_or_default().to_owned();
+    Ok((buffer.len() >= length).then_some((first_line, length)))
+}
+
 fn content_length(head: &str) -> io::Result<usize> {
     let value = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -137,6 +143,11 @@ pub fn run_server(options: &HttpServer) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let recorder = Arc::new(Mutex::new(Recorder::default()));
     let mut connections: Vec<std::thread::JoinHandle<()>> = Vec::new();
+    if options.by == HttpBy::IoUring {
+        listener.set_nonblocking(false)?;
+        http_uring::serve(&listener, &recorder)?;
+        return role::finish(&options.common, "http-server", &mut recorder.lock());
+    }
     role::ready()?;
     while !sys::stopping() {
         sys::poll(listener.as_fd(), libc::POLLIN, TICK)?;
@@ -172,25 +183,42 @@ fn serve(stream: TcpStream, peer: SocketAddr, recorder: &Mutex<Recorder>) -> io:
     let local = stream.local_addr()?;
     let mut wire = Wire::new(stream)?;
     while let Some(request) = wire.message(true, None)? {
-        let mut words = request.first_line.split(' ');
-        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let wanted = path.strip_prefix("/s/").and_then(|rest| rest.split_once('/'));
-        let (status, length) = wanted
-            .and_then(|(status, length)| Some((status.parse::<u16>().ok()?, length.parse::<usize>().ok()?)))
-            .unwrap_or((400, 0));
-        let head = format!("HTTP/1.1 {status} As wanted\r\nContent-Length: {length}\r\n\r\n");
-        let body = if method == "HEAD" { 0 } else { length };
-        let mut answer = head.into_bytes();
-        answer.resize(answer.len() + body, b'x');
+        let answer = answer(&request.first_line);
         wire.stream.write_all(&answer)?;
-        recorder.lock().exchanged(
-            peer.ip(),
-            local.port(),
-            (method, path, i32::from(status)),
-            &Exchanged::one(answer.len() as u64, request.bytes, request.first.elapsed()),
-        );
+        note(recorder, peer, local.port(), &request, answer.len());
     }
     Ok(())
+}
+
+/// What a request asks for: method, path, status, length.
+fn wanted(first_line: &str) -> (&str, &str, u16, usize) {
+    let mut words = first_line.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let wanted = path.strip_prefix("/s/").and_then(|rest| rest.split_once('/'));
+    let (status, length) = wanted
+        .and_then(|(status, length)| Some((status.parse::<u16>().ok()?, length.parse::<usize>().ok()?)))
+        .unwrap_or((400, 0));
+    (method, path, status, length)
+}
+
+/// The answer to a request.
+pub(super) fn answer(first_line: &str) -> Vec<u8> {
+    let (method, _, status, length) = wanted(first_line);
+    let mut answer = format!("HTTP/1.1 {status} As wanted\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+    let body = if method == "HEAD" { 0 } else { length };
+    answer.resize(answer.len() + body, b'x');
+    answer
+}
+
+/// Counts an exchange that was served.
+pub(super) fn note(recorder: &Mutex<Recorder>, peer: SocketAddr, port: u16, request: &Message, answered: usize) {
+    let (method, path, status, _) = wanted(&request.first_line);
+    recorder.lock().exchanged(
+        peer.ip(),
+        port,
+        (method, path, i32::from(status)),
+        &Exchanged::one(answered as u64, request.bytes, request.first.elapsed()),
+    );
 }
 
 /// Runs the role `http-client`.

@@ -287,6 +287,15 @@ pub struct UdpServer {
     pub reply: Sizes,
 }
 
+/// How an HTTP server reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HttpBy {
+    /// A thread per connection, with system calls
+    Threads,
+    /// One thread, by io_uring
+    IoUring,
+}
+
 /// Options of `http-server`.
 #[derive(Args, Clone, Debug)]
 pub struct HttpServer {
@@ -299,6 +308,9 @@ pub struct HttpServer {
     /// Port to listen on
     #[arg(long)]
     pub port: u16,
+    /// How it reads and writes
+    #[arg(long, value_enum, default_value = "threads")]
+    pub by: HttpBy,
 }
 
 /// Options of `http-client`.

@@ -176,7 +176,7 @@ impl Nat {
         (there.to != dialled.to).then_some(there.to)
     }
 
-    /// What the socket of a UDP flow dialled whose packets look like `seen` when they leave: in its own namespace they are
+    /// What the socket of a flow dialled whose packets look like `seen` when they leave: in its own namespace they are
     /// translated by then.
     #[must_use]
     pub fn dialled(&self, netns: u32, seen: &Tuple) -> Option<Tuple> {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use ahash::RandomState;
 use hashbrown::{HashMap, hash_map::Entry as Slot};
 
-use super::message::{Entry, Protocol, Tuple};
+use super::message::{Entry, Tuple};
 
 /// How long a connection that ended stays known, nanoseconds: twice the capture's longest drain period.
 pub(super) const LINGER_NS: u64 = 10 * 1_000_000_000;
@@ -25,7 +25,7 @@ type Key = (Space, Tuple);
 #[derive(Debug)]
 pub(super) struct Table {
     records: HashMap<Key, Record, RandomState>,
-    /// Of UDP: what was dialled, by how its packets look when they are translated.
+    /// What was dialled, by how its packets look when they are translated.
     dialled: HashMap<Key, Tuple, RandomState>,
     /// Records that end, by the time they are forgotten.
     ending: VecDeque<(u64, Key)>,
@@ -136,7 +136,7 @@ impl Table {
                 self.records.insert(key, record);
             }
         }
-        if other && translated.protocol == Protocol::Udp {
+        if other {
             self.dialled.insert((space, translated), entry.original);
         }
         self.bound_ending();
@@ -189,7 +189,7 @@ impl Table {
         }
     }
 
-    /// What was dialled, of a UDP flow whose packets were seen translated.
+    /// What was dialled, of a flow whose packets were seen translated.
     #[must_use]
     pub(super) fn dialled(&self, space: Space, translated: &Tuple) -> Option<Tuple> {
         self.dialled.get(&(space, *translated)).copied()

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used)]
 use std::net::IpAddr;
 
-use super::{super::message::End, *};
+use super::{
+    super::message::{End, Protocol},
+    *,
+};
 
 const SECOND: u64 = 1_000_000_000;
 const HERE: Space = Space(1);
@@ -182,10 +185,11 @@ fn what_was_dialled_is_known_by_translated_packets() {
     table.expire(4 + LINGER_NS);
     assert_eq!(table.dialled(HERE, &second.translated()), None);
     assert_eq!((table.dialled.len(), table.len()), (0, 0));
-    // TCP is seen at the socket.
+    // A protocol is not taken for another.
     let tcp = entry(Protocol::Tcp, 1, backend(1), 7);
     table.there(HERE, &tcp, false, 1);
-    assert_eq!(table.dialled(HERE, &tcp.translated()), None);
+    assert_eq!(table.dialled(HERE, &tcp.translated()), Some(tcp.original));
+    assert_eq!(table.dialled(HERE, &first.translated()), None);
 }
 
 #[derive(Clone, Copy, Debug)]

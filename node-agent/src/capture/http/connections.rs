@@ -13,7 +13,7 @@ use super::{
     source::From,
     stream::{Part, Stream},
 };
-use crate::protocols::{HttpOptions, HttpSession, Losses, Piece, Start, State, Way};
+use crate::protocols::{HttpOptions, HttpSession, Losses, Piece, Start, State, Way, way_of_frames};
 
 /// How long a segment waits for one that it has overtaken.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -56,6 +56,8 @@ pub(super) struct Counts {
 #[derive(Debug)]
 struct Connection {
     origin: Origin,
+    /// Which end sends requests is only guessed: nothing has said it yet.
+    guessed: bool,
     known: Known,
     session: HttpSession,
     /// By `ebpf_common::http::way`.
@@ -123,6 +125,7 @@ impl Connections {
                     client,
                     owner: opened.owner,
                 },
+                guessed: !matches!(opened.role, role::CLIENT | role::SERVER),
                 known: Known::default(),
                 session: HttpSession::new(start, self.options),
                 out: Stream::new(opened.next[0]),
@@ -158,6 +161,19 @@ impl Connections {
         let egress = data.way == way::EGRESS;
         if data.flags & flag::DROPPED != 0 {
             return self.remove(event.cookie);
+        }
+        if connection.guessed
+            && let Some(way) = way_of_frames(data.captured)
+        {
+            connection.guessed = false;
+            let client = (way == Way::ToServer) == egress;
+            if client != connection.origin.client {
+                connection.origin.client = client;
+                connection.known = Known::default();
+                // What it was given so far went the other way.
+                self.counts.losses.add(connection.session.take_losses());
+                connection.session = HttpSession::new(Start::Joined, self.options);
+            }
         }
         if data.len > 0 {
             let in_order = egress || self.from == From::Calls;

@@ -223,3 +223,28 @@ fn another_process_that_answers_is_named() {
     let rows = bench.told();
     assert_eq!((rows[0].flow.pid, &*rows[0].flow.process_name), (9, "worker"));
 }
+
+/// HEADERS of stream 1 that end it.
+fn headers(block: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(block.len()).unwrap();
+    [&[0, 0, len, 1, 5, 0, 0, 0, 1][..], block].concat()
+}
+
+#[test]
+fn frames_tell_which_end_asks_whatever_the_ports_are() {
+    // GET /x, and 200.
+    let (request, response) = (headers(&[0x82, 0x04, 0x02, b'/', b'x']), headers(&[0x88]));
+    for (there, back, direction) in [
+        (OUT, INTO, records::Direction::Outgoing),
+        (INTO, OUT, records::Direction::Incoming),
+    ] {
+        let mut bench = Bench::new(10);
+        bench.open(1, role::UNKNOWN, false);
+        bench.bytes(1, 2, there, if there == OUT { 100 } else { 200 }, &request);
+        bench.bytes(1, 3, back, if back == OUT { 100 } else { 200 }, &response);
+        let told = bench.told();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((&*told[0].path, told[0].status_code, told[0].count), ("/x", 200, 1));
+        assert_eq!(told[0].flow.direction, direction);
+    }
+}

@@ -260,7 +260,7 @@ impl Rows {
             Whose::OtherNode => return Reported::OtherNode,
         };
         let mut flow = FlowKey {
-            tuple,
+            tuple: if client { self.ends.connected(&tuple) } else { tuple },
             pid: owner.pid,
             direction: if client {
                 direction::OUTGOING

@@ -11,11 +11,13 @@
 
 pub(crate) mod frame;
 pub(crate) mod hpack;
+mod side;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use self::side::way_of_frames;
 use self::{
     hpack::{Decoder, Scratch},
     streams::{Frames, Streams, is_of_interest},

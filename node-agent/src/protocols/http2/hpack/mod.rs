@@ -215,7 +215,7 @@ fn fixed(index: u32) -> Result<Option<Entry>, HpackError> {
 }
 
 /// An integer whose first byte has `bits` bits for it.
-fn integer(input: &mut &[u8], bits: u8) -> Result<u32, HpackError> {
+pub(super) fn integer(input: &mut &[u8], bits: u8) -> Result<u32, HpackError> {
     let (first, rest) = input.split_first().ok_or(HpackError::Cut)?;
     *input = rest;
     let mask = (1_u32 << bits) - 1;
