@@ -65,7 +65,7 @@ impl Encoders {
             for categories in split(form.format) {
                 let mut builder = BodyBuilder::new(form.format, form.limit);
                 let mut raw: Vec<Body> = Vec::new();
-                for kind in Measurement::ALL {
+                for kind in Measurement::POINTS {
                     if !categories.contains(&kind.category()) {
                         continue;
                     }
