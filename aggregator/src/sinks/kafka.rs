@@ -90,10 +90,11 @@ impl KafkaClient {
             .max_message_size(32 << 20)
             .backoff_config(BackoffConfig {
                 init_backoff: Duration::from_millis(50),
-                max_backoff: Duration::from_secs(1),
+                max_backoff: Duration::from_millis(200),
                 base: 2.0,
-                // The queue tries again; this is for what settles by itself, as a leader that moves.
-                deadline: Some(self.config.timeout / 2),
+                // The queue tries again; this is for what settles at once. It bounds the pauses, not the attempts between,
+                // and must end before the timeout, or what was wrong would not be told.
+                deadline: Some((self.config.timeout / 20).min(Duration::from_secs(1))),
             });
         if let Some(tls) = &self.tls {
             builder = builder.tls_config(Arc::clone(tls));

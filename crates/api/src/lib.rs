@@ -17,6 +17,7 @@
 //! program makes its flags from [`options()`].
 
 mod address;
+pub mod blacklist;
 mod builder;
 mod check;
 pub mod collector;

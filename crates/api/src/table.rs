@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    Bytes, check,
+    Bytes,
+    blacklist::Blacklist,
+    check,
     spec::{Group::*, Kind::*, OptionSpec, Origin::*},
     value,
 };
@@ -173,7 +175,13 @@ static OPTIONS: &[OptionSpec] = &[
         "Show trace ids of applications as decimal 64-bit numbers."),
     // --- bpf-netlog
     opt!(Netlog Value Documented "netlog_blacklist" "ENV_INPUT_EBPF_NETLOG_BLACKLIST" "netlog-blacklist",
-        netlog.blacklist = value::text_or_none,
+        netlog.blacklist = |raw| match value::text_or_none(raw)? {
+            Some(text) => match Blacklist::compile(&text) {
+                Ok(_) => Ok(Some(text)),
+                Err(error) => Err(error.to_string()),
+            },
+            None => Ok(None),
+        },
         "rules such as ip_saddr=='127.0.0.1' || ip_daddr=='127.0.0.1'",
         "Packets that bpf-netlog leaves out: those that any rule matches.",
         env_aliases: &["ENV_NETLOG_BLACKLIST"]),

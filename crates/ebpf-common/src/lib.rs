@@ -9,3 +9,4 @@ pub mod bash;
 pub mod dns;
 pub mod http;
 pub mod net;
+pub mod netlog;

@@ -276,16 +276,20 @@ impl Metric {
         for (values, series) in &state.series {
             let values = values.split(|byte| *byte == BETWEEN).map(text);
             let labels: Vec<(&str, &str)> = keys.iter().copied().zip(values).collect();
-            self.put_series(series, family.encode_family(&labels)?)?;
+            if labels.is_empty() {
+                self.put_series(series, &mut family)?;
+            } else {
+                self.put_series(series, &mut family.encode_family(&labels)?)?;
+            }
         }
         if let Some(series) = &state.other {
             let labels: Vec<(&str, &str)> = keys.iter().map(|key| (*key, "other")).collect();
-            self.put_series(series, family.encode_family(&labels)?)?;
+            self.put_series(series, &mut family.encode_family(&labels)?)?;
         }
         Ok(())
     }
 
-    fn put_series(&self, series: &Series, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn put_series(&self, series: &Series, encoder: &mut MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
         match self.definition.kind {
             MetricKind::Counter => encoder.encode_counter::<NoLabelSet, f64, u64>(&series.sum, None),
             MetricKind::Gauge => encoder.encode_gauge(&series.sum),
