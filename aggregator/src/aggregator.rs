@@ -153,7 +153,10 @@ impl Aggregator {
         });
         let flow_metrics = FlowMetricsInUse::default();
         // Under names of their own.
-        telemetry.registry.lock().register_collector(Box::new(flow_metrics.clone()));
+        telemetry
+            .registry
+            .lock()
+            .register_collector(Box::new(flow_metrics.clone()));
         let mut sinks = Sinks {
             known: HashMap::new(),
             tasks: HashMap::new(),

@@ -26,10 +26,10 @@ use crate::{
     sinks::{
         Sink, SinkStatus,
         dataway::Client,
+        dataway::ClientError,
         dead_letter::DeadLetters,
         deliver::{Delivery, Destination, Ending, Progress},
         flow_metrics::FlowMetricsInUse,
-        dataway::ClientError,
         gate::Gate,
         kafka::KafkaClient,
         loki::LokiClient,

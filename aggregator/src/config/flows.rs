@@ -192,7 +192,13 @@ impl KafkaConfig {
                 "1 to 249 letters, digits, `.`, `_` and `-` are accepted",
             ));
         }
-        range(&option("max_body_bytes"), self.max_body_bytes as u64, 1 << 12, 16 << 20, "bytes")?;
+        range(
+            &option("max_body_bytes"),
+            self.max_body_bytes as u64,
+            1 << 12,
+            16 << 20,
+            "bytes",
+        )?;
         range(&option("in_flight"), self.in_flight as u64, 1, 64, "bodies")?;
         let ms = Duration::from_millis;
         duration(&option("timeout"), self.timeout, ms(1), ms(600_000))?;
@@ -276,9 +282,9 @@ impl LokiConfig {
                 ));
             }
         }
-        let labels = fields::FIELDS.iter().filter(|field| {
-            field.is_label(self.format) && !self.exclude_labels.iter().any(|name| name == field.name)
-        });
+        let labels = fields::FIELDS
+            .iter()
+            .filter(|field| field.is_label(self.format) && !self.exclude_labels.iter().any(|name| name == field.name));
         if self.static_labels.is_empty() && labels.count() == 0 {
             return Err(bad(
                 &option("static_labels"),
@@ -286,7 +292,13 @@ impl LokiConfig {
                 "at least one label is needed: Loki takes no stream without",
             ));
         }
-        range(&option("max_body_bytes"), self.max_body_bytes as u64, 1 << 10, 64 << 20, "bytes")?;
+        range(
+            &option("max_body_bytes"),
+            self.max_body_bytes as u64,
+            1 << 10,
+            64 << 20,
+            "bytes",
+        )?;
         let ms = Duration::from_millis;
         duration(&option("timeout"), self.timeout, ms(1), ms(600_000))?;
         duration(&option("retry_min"), self.retry_min, ms(1), ms(60_000))?;
@@ -324,7 +336,11 @@ impl PrometheusConfig {
         duration(&option("expiry"), self.expiry, s(1), s(86_400))?;
         let of_name = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         if self.prefix.starts_with(|c: char| c.is_ascii_digit()) || !self.prefix.bytes().all(of_name) {
-            return Err(bad(&option("prefix"), &self.prefix, "letters, digits and `_` are accepted"));
+            return Err(bad(
+                &option("prefix"),
+                &self.prefix,
+                "letters, digits and `_` are accepted",
+            ));
         }
         for (at, metric) in self.metrics.iter().enumerate() {
             let refused = |error: &flow_metrics::MetricError| {
@@ -336,7 +352,11 @@ impl PrometheusConfig {
             };
             flow_metrics::check(metric).map_err(|error| refused(&error))?;
             if self.metrics.iter().take(at).any(|other| other.name == metric.name) {
-                return Err(bad(&option("metrics"), &metric.name, "each metric needs a name of its own"));
+                return Err(bad(
+                    &option("metrics"),
+                    &metric.name,
+                    "each metric needs a name of its own",
+                ));
             }
         }
         Ok(())

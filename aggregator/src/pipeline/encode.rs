@@ -114,7 +114,12 @@ impl Encoders {
                 Form::Flows(_) => None,
             })
             .collect();
-        if let Some(encoder) = by_form.iter().flatten().next().filter(|encoder| !encoder.adjustments().is_empty()) {
+        if let Some(encoder) = by_form
+            .iter()
+            .flatten()
+            .next()
+            .filter(|encoder| !encoder.adjustments().is_empty())
+        {
             tracing::warn!(
                 node = %delivery.id.node, adjustments = ?encoder.adjustments(),
                 "Global tags had to be changed to fit the limits of points"

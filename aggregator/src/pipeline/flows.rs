@@ -65,7 +65,9 @@ pub(super) fn lines(limit: usize, deliveries: &[Delivery], received: i64, encode
     let flush = |bytes: &mut Vec<u8>, points: &mut u32, encoded: &mut Encoded| {
         if *points > 0 {
             let len = bytes.len();
-            encoded.bodies.push(packed(std::mem::take(bytes), std::mem::take(points), len));
+            encoded
+                .bodies
+                .push(packed(std::mem::take(bytes), std::mem::take(points), len));
         }
     };
     for flow in deliveries.iter().flat_map(|delivery| &delivery.batch.flowlog) {
@@ -152,7 +154,11 @@ fn loki(form: &FlowForm, labels: &LokiLabels, flows: &[&FlowLog], received: i64)
             encoded.too_large += 1;
             continue;
         }
-        let new = if streams.contains_key(&name) { 0 } else { name.len() + 16 };
+        let new = if streams.contains_key(&name) {
+            0
+        } else {
+            name.len() + 16
+        };
         if bytes + cost + new > form.limit {
             encoded.bodies.push(snappy(&push_request(&streams), points));
             streams.clear();

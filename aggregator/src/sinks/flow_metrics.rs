@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use records::FlowLog;
 
-pub use definition::{FlowMetric, MetricError, MetricFilter, MetricKind, Match};
+pub use definition::{FlowMetric, Match, MetricError, MetricFilter, MetricKind};
 pub(crate) use definition::{check, warnings};
 use series::Metric;
 

@@ -120,9 +120,9 @@ impl KafkaClient {
             .into_iter()
             .find(|topic| topic.name == self.config.topic)
             .map_or_else(|| [0].into(), |topic| topic.partitions);
-        let open = numbers.into_iter().map(|number| {
-            client.partition_client(self.config.topic.clone(), number, UnknownTopicHandling::Retry)
-        });
+        let open = numbers
+            .into_iter()
+            .map(|number| client.partition_client(self.config.topic.clone(), number, UnknownTopicHandling::Retry));
         let mut partitions = Vec::new();
         for client in join_all(open).await {
             partitions.push(Arc::new(client.map_err(|error| self.failure(&error))?));
@@ -218,7 +218,10 @@ impl KafkaClient {
             };
         }
         let lower = text.to_ascii_lowercase();
-        if ["sasl", "authentication", "scram"].iter().any(|word| lower.contains(word)) {
+        if ["sasl", "authentication", "scram"]
+            .iter()
+            .any(|word| lower.contains(word))
+        {
             return Failure {
                 slowly: true,
                 ..of("unauthorized")
@@ -316,8 +319,8 @@ fn tls_config(files: &TlsFiles) -> Result<Arc<rustls::ClientConfig>, ClientError
             let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
                 .and_then(Iterator::collect)
                 .map_err(|error| refused(error.to_string()))?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| refused(format!("{}: {error}", key.display())))?;
+            let key =
+                PrivateKeyDer::from_pem_file(key).map_err(|error| refused(format!("{}: {error}", key.display())))?;
             builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|error| refused(error.to_string()))?

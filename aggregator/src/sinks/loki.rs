@@ -49,15 +49,18 @@ impl LokiClient {
             let mut pem = std::fs::read(cert).map_err(|error| refused(error.to_string()))?;
             pem.push(b'\n');
             pem.extend(std::fs::read(key).map_err(|error| refused(format!("{}: {error}", key.display())))?);
-            let identity =
-                reqwest::Identity::from_pem(&pem).map_err(|error| refused(chain(&error.without_url())))?;
+            let identity = reqwest::Identity::from_pem(&pem).map_err(|error| refused(chain(&error.without_url())))?;
             builder = builder.identity(identity);
         }
         let http = builder
             .build()
             .map_err(|error| ClientError::Build(chain(&error.without_url())))?;
         let mut push = config.url.clone();
-        let path = push.path().trim_end_matches('/').trim_end_matches("/loki/api/v1/push").to_owned();
+        let path = push
+            .path()
+            .trim_end_matches('/')
+            .trim_end_matches("/loki/api/v1/push")
+            .to_owned();
         push.set_path(&format!("{path}/loki/api/v1/push"));
         let authorization = match &config.auth {
             LokiAuth::None => None,
@@ -65,7 +68,10 @@ impl LokiClient {
             LokiAuth::Basic { user, password } => {
                 use base64::Engine as _;
                 let pair = format!("{user}:{}", password.expose());
-                Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
+                Some(format!(
+                    "Basic {}",
+                    base64::engine::general_purpose::STANDARD.encode(pair)
+                ))
             }
         };
         let header = |text: String| {
@@ -87,9 +93,7 @@ impl LokiClient {
     fn redact(&self, text: &str) -> String {
         match &self.config.auth {
             LokiAuth::None => text.to_owned(),
-            LokiAuth::Bearer(secret) | LokiAuth::Basic { password: secret, .. } => {
-                text.replace(secret.expose(), "***")
-            }
+            LokiAuth::Bearer(secret) | LokiAuth::Basic { password: secret, .. } => text.replace(secret.expose(), "***"),
         }
     }
 }

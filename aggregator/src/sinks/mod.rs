@@ -8,12 +8,12 @@
 //! [`Sink`] is what the committer, the delivery task, the metrics and the status share about one sink.
 
 pub mod dataway;
-pub mod flow_metrics;
-pub(crate) mod kafka;
-pub(crate) mod loki;
 pub(crate) mod dead_letter;
 pub(crate) mod deliver;
+pub mod flow_metrics;
 pub(crate) mod gate;
+pub(crate) mod kafka;
+pub(crate) mod loki;
 pub(crate) mod metrics;
 pub(crate) mod text;
 

@@ -77,7 +77,8 @@ impl Broker {
         let dir = tempfile::tempdir().unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (plain, secure, controller) = (free(), free(), free());
-        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let certificate =
+            rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         let pem = format!("{}{}", certificate.signing_key.serialize_pem(), certificate.cert.pem());
         fs::write(dir.path().join("ca.pem"), certificate.cert.pem()).unwrap();
         fs::write(dir.path().join("broker.pem"), pem).unwrap();
@@ -108,7 +109,13 @@ impl Broker {
         let scram = format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]");
         let formatted = broker
             .java()
-            .args(["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"])
+            .args([
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                "MkU3OEVBNTcwNTJENDM2Qg",
+                "-c",
+            ])
             .arg(broker.dir.path().join("server.properties"))
             .args(["--add-scram", &scram])
             .output()

@@ -135,7 +135,10 @@ async fn entries_too_far_behind_go_to_the_dead_letters() {
     let text = std::fs::read_to_string(dir.path().join("queue/dead-letter/loki-000001.jsonl")).unwrap();
     let letter: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
     assert!(letter["answer"].as_str().unwrap().contains("too far behind"));
-    assert_eq!((&letter["points"], &letter["content_encoding"]), (&3.into(), &"snappy".into()));
+    assert_eq!(
+        (&letter["points"], &letter["content_encoding"]),
+        (&3.into(), &"snappy".into())
+    );
     assert_eq!(telemetry.ledger.snapshot()["sink.loki.deliver"].lost["dead_letter"], 3);
 }
 

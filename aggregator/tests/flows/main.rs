@@ -88,9 +88,7 @@ async fn metrics_count_what_was_stored_and_no_repeat() {
     let told = telemetry.render_metrics().unwrap();
     for namespace in 0..3 {
         let sum: u32 = (0..600).filter(|n| n % 3 == namespace).sum();
-        let line = format!(
-            "netobserv_bytes_total{{SrcK8S_Namespace=\"ns-{namespace}\",FlowDirection=\"1\"}} {sum}.0"
-        );
+        let line = format!("netobserv_bytes_total{{SrcK8S_Namespace=\"ns-{namespace}\",FlowDirection=\"1\"}} {sum}.0");
         assert!(told.lines().any(|known| known == line), "{line}\n{told}");
     }
     let status = &aggregator.statuses()[0];

@@ -185,7 +185,8 @@ impl Expr {
 
 fn same_text(left: &Text, right: &Text, view: &View<'_>) -> bool {
     match (left, right) {
-        (Text::Address { source, v6 }, Text::Literal(literal)) | (Text::Literal(literal), Text::Address { source, v6 }) => {
+        (Text::Address { source, v6 }, Text::Literal(literal))
+        | (Text::Literal(literal), Text::Address { source, v6 }) => {
             match (view.address(*source, *v6), literal.parse::<IpAddr>()) {
                 (Some(ip), Ok(wanted)) => ip == wanted,
                 // The variable of the other family is an empty text.
@@ -213,14 +214,17 @@ fn text_of(text: &Text, view: &View<'_>) -> String {
     match text {
         Text::Literal(text) => text.clone(),
         Text::Pod { .. } => pod(text, view).to_owned(),
-        Text::Address { source, v6 } => view
-            .address(*source, *v6)
-            .map_or_else(String::new, |ip| ip.to_string()),
+        Text::Address { source, v6 } => view.address(*source, *v6).map_or_else(String::new, |ip| ip.to_string()),
     }
 }
 
 impl fmt::Display for Blacklist {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} rules in the kernel, {} per flow", self.rules.len(), self.per_flow.len())
+        write!(
+            f,
+            "{} rules in the kernel, {} per flow",
+            self.rules.len(),
+            self.per_flow.len()
+        )
     }
 }

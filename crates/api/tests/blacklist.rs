@@ -31,13 +31,19 @@ fn documented_and_further_programs() {
     let (src_pod, dst_pod) = ("datakit-kfez321", "web-0");
     let cases: &[(&str, [bool; 3])] = &[
         // The document's.
-        ("(ip_saddr == \"1.1.1.1\" || ip_saddr == \"1.1.1.1\") &&\n     (src_port == 80 || dst_port == 80)", [true, false, false]),
+        (
+            "(ip_saddr == \"1.1.1.1\" || ip_saddr == \"1.1.1.1\") &&\n     (src_port == 80 || dst_port == 80)",
+            [true, false, false],
+        ),
         (
             "udp\nip_saddr == \"1.1.1.1\" && (src_port == 80 || dst_port == 80);\nip_saddr == \"10.10.0.1\" && (src_port == 80 || dst_port == 80)\n\nipnet_contains(\"127.0.0.0/8\", ip_saddr); ipv6\n",
             [true, true, true],
         ),
         ("ipnet_contains(\"127.0.0.0/8\", ip_saddr)", [false, true, false]),
-        ("has_prefix(k8s_src_pod, \"datakit-\") || has_prefix(k8s_dst_pod, \"datakit-\")", [true, true, true]),
+        (
+            "has_prefix(k8s_src_pod, \"datakit-\") || has_prefix(k8s_dst_pod, \"datakit-\")",
+            [true, true, true],
+        ),
         ("ip_saddr=='127.0.0.1' || ip_daddr=='127.0.0.1'", [false, true, false]),
         // Precedence: && is tighter, whatever the order.
         ("tcp || udp && ipv6", [true, false, true]),
@@ -89,18 +95,48 @@ fn documented_and_further_programs() {
 #[test]
 fn wrong_programs_are_refused_with_their_place() {
     for (program, message) in [
-        ("tcp &&", "line 1, column 7: the end of the program; expected a name, a number, a text in quotes, `!` or `(`"),
+        (
+            "tcp &&",
+            "line 1, column 7: the end of the program; expected a name, a number, a text in quotes, `!` or `(`",
+        ),
         ("tcp\n&& udp", "line 2, column 1: `&&`; expected a name"),
-        ("udp\n  src_prt == 1", "line 2, column 3: the unknown name `src_prt`; expected tcp, udp, ipv4"),
-        ("src_port == \"80\"", "line 1, column 13: a text compared with a number; expected a number"),
-        ("ip_saddr == 80", "line 1, column 13: a number compared with a text; expected a text"),
-        ("ip_saddr < '1.1.1.1'", "line 1, column 10: `<` beside a text; expected numbers on both sides"),
-        ("src_port", "line 1, column 1: a number as a rule; expected something true or false"),
-        ("ip_saddr", "line 1, column 1: a text as a rule; expected something true or false"),
-        ("!src_port", "line 1, column 2: a number beside `!`; expected something true or false"),
-        ("tcp && 1", "line 1, column 8: a number beside `&&`; expected something true or false"),
+        (
+            "udp\n  src_prt == 1",
+            "line 2, column 3: the unknown name `src_prt`; expected tcp, udp, ipv4",
+        ),
+        (
+            "src_port == \"80\"",
+            "line 1, column 13: a text compared with a number; expected a number",
+        ),
+        (
+            "ip_saddr == 80",
+            "line 1, column 13: a number compared with a text; expected a text",
+        ),
+        (
+            "ip_saddr < '1.1.1.1'",
+            "line 1, column 10: `<` beside a text; expected numbers on both sides",
+        ),
+        (
+            "src_port",
+            "line 1, column 1: a number as a rule; expected something true or false",
+        ),
+        (
+            "ip_saddr",
+            "line 1, column 1: a text as a rule; expected something true or false",
+        ),
+        (
+            "!src_port",
+            "line 1, column 2: a number beside `!`; expected something true or false",
+        ),
+        (
+            "tcp && 1",
+            "line 1, column 8: a number beside `&&`; expected something true or false",
+        ),
         ("(tcp", "line 1, column 5: the end of the program; expected `)`"),
-        ("tcp)", "line 1, column 4: `)`; expected an operator, `;` or the end of the line"),
+        (
+            "tcp)",
+            "line 1, column 4: `)`; expected an operator, `;` or the end of the line",
+        ),
         ("tcp udp", "line 1, column 5: `udp`; expected an operator"),
         ("tcp & udp", "line 1, column 5: a single `&`; expected one of"),
         ("src_port = 1", "line 1, column 10: `=`, which assigns; expected one of"),
@@ -108,17 +144,47 @@ fn wrong_programs_are_refused_with_their_place() {
         ("-1 == 1 || tcp", "line 1, column 1: `-`: rules do not calculate"),
         ("src_port == 1.5", "line 1, column 13: `1.5`; expected a whole number"),
         ("ip_saddr == 'x", "line 1, column 13: a text without end; expected '"),
-        ("ip_saddr == '1.1.1'", "line 1, column 13: the text \"1.1.1\", which it never is; expected an IPv4 address"),
-        ("ip6_saddr == '1.1.1.1'", "line 1, column 14: the text \"1.1.1.1\", which it never is; expected an IPv6"),
-        ("ipnet_contains('10.0.0.0', ip_saddr)", "line 1, column 16: the text \"10.0.0.0\"; expected a subnet in quotes"),
-        ("ipnet_contains('10.0.0.0/33', ip_saddr)", "line 1, column 16: the text \"10.0.0.0/33\"; expected a subnet"),
-        ("ipnet_contains('10.0.0.0/8', ip6_saddr)", "line 1, column 30: an address of the other family"),
-        ("ipnet_contains('10.0.0.0/8')", "line 1, column 1: 1 arguments of ipnet_contains; expected two arguments"),
-        ("has_prefix(k8s_src_pod, 1)", "line 1, column 25: a number as an argument; expected a text"),
-        ("has_suffix(k8s_src_pod, 'x')", "line 1, column 1: the unknown function `has_suffix`; expected ipnet_contains"),
-        ("has_prefix", "line 1, column 11: the end of the program; expected `(` after the function has_prefix"),
+        (
+            "ip_saddr == '1.1.1'",
+            "line 1, column 13: the text \"1.1.1\", which it never is; expected an IPv4 address",
+        ),
+        (
+            "ip6_saddr == '1.1.1.1'",
+            "line 1, column 14: the text \"1.1.1.1\", which it never is; expected an IPv6",
+        ),
+        (
+            "ipnet_contains('10.0.0.0', ip_saddr)",
+            "line 1, column 16: the text \"10.0.0.0\"; expected a subnet in quotes",
+        ),
+        (
+            "ipnet_contains('10.0.0.0/33', ip_saddr)",
+            "line 1, column 16: the text \"10.0.0.0/33\"; expected a subnet",
+        ),
+        (
+            "ipnet_contains('10.0.0.0/8', ip6_saddr)",
+            "line 1, column 30: an address of the other family",
+        ),
+        (
+            "ipnet_contains('10.0.0.0/8')",
+            "line 1, column 1: 1 arguments of ipnet_contains; expected two arguments",
+        ),
+        (
+            "has_prefix(k8s_src_pod, 1)",
+            "line 1, column 25: a number as an argument; expected a text",
+        ),
+        (
+            "has_suffix(k8s_src_pod, 'x')",
+            "line 1, column 1: the unknown function `has_suffix`; expected ipnet_contains",
+        ),
+        (
+            "has_prefix",
+            "line 1, column 11: the end of the program; expected `(` after the function has_prefix",
+        ),
         ("if tcp", "line 1, column 1: the word `if`; expected a rule"),
-        ("ip_saddr == '\\q'", "line 1, column 13: an unknown escape in a text; expected \\n"),
+        (
+            "ip_saddr == '\\q'",
+            "line 1, column 13: an unknown escape in a text; expected \\n",
+        ),
         ("tcp; größe", "line 1, column 8: 'ö'; expected one of"),
     ] {
         let error = Blacklist::compile(program).unwrap_err().to_string();
@@ -126,7 +192,12 @@ fn wrong_programs_are_refused_with_their_place() {
     }
     let deep = format!("{}tcp{}", "(".repeat(200), ")".repeat(200));
     assert!(Blacklist::compile(&deep).unwrap_err().to_string().contains("64 deep"));
-    assert!(Blacklist::compile(&" ".repeat(20_000)).unwrap_err().to_string().contains("at most 16384"));
+    assert!(
+        Blacklist::compile(&" ".repeat(20_000))
+            .unwrap_err()
+            .to_string()
+            .contains("at most 16384")
+    );
 }
 
 #[test]
@@ -164,10 +235,16 @@ enum Node {
 const FOUR: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.1.0.1"];
 const SIX: [&str; 3] = ["fd00::1", "fd00::2", "fd01::1"];
 /// Subnet, and which of the addresses above are within.
-const FOUR_NETS: [(&str, [bool; 3]); 3] =
-    [("10.0.0.0/24", [true, true, false]), ("10.0.0.0/8", [true; 3]), ("10.1.0.1/32", [false, false, true])];
-const SIX_NETS: [(&str, [bool; 3]); 3] =
-    [("fd00::/64", [true, true, false]), ("::/0", [true; 3]), ("fd01::/16", [false, false, true])];
+const FOUR_NETS: [(&str, [bool; 3]); 3] = [
+    ("10.0.0.0/24", [true, true, false]),
+    ("10.0.0.0/8", [true; 3]),
+    ("10.1.0.1/32", [false, false, true]),
+];
+const SIX_NETS: [(&str, [bool; 3]); 3] = [
+    ("fd00::/64", [true, true, false]),
+    ("::/0", [true; 3]),
+    ("fd01::/16", [false, false, true]),
+];
 
 fn node() -> impl Strategy<Value = Node> {
     let sign = prop::sample::select(vec!["==", "!=", "<", "<=", ">", ">="]);
@@ -176,11 +253,21 @@ fn node() -> impl Strategy<Value = Node> {
         Just(Node::Udp),
         Just(Node::V4),
         Just(Node::V6),
-        (any::<bool>(), sign, prop::sample::select(vec![0, 53, 80, 443, 65535])).prop_map(|(s, sign, p)| Node::Port(s, sign, p)),
-        (any::<bool>(), any::<bool>(), 0..3usize, any::<bool>())
-            .prop_map(|(s, six, at, equal)| Node::Address(s, six, if six { SIX[at] } else { FOUR[at] }, equal)),
+        (any::<bool>(), sign, prop::sample::select(vec![0, 53, 80, 443, 65535]))
+            .prop_map(|(s, sign, p)| Node::Port(s, sign, p)),
+        (any::<bool>(), any::<bool>(), 0..3usize, any::<bool>()).prop_map(|(s, six, at, equal)| Node::Address(
+            s,
+            six,
+            if six { SIX[at] } else { FOUR[at] },
+            equal
+        )),
         (any::<bool>(), any::<bool>(), 0..3usize).prop_map(|(s, six, at)| Node::Net(s, six, at)),
-        (any::<bool>(), any::<bool>(), prop::sample::select(vec!["", "web", "web-1"])).prop_map(|(s, prefix, t)| Node::Pod(s, prefix, t)),
+        (
+            any::<bool>(),
+            any::<bool>(),
+            prop::sample::select(vec!["", "web", "web-1"])
+        )
+            .prop_map(|(s, prefix, t)| Node::Pod(s, prefix, t)),
     ];
     leaf.prop_recursive(5, 24, 2, |inner| {
         let boxed = inner.prop_map(Box::new);
@@ -209,7 +296,11 @@ impl Node {
             }
             Self::Net(source, six, at) => {
                 let net = if *six { SIX_NETS[*at].0 } else { FOUR_NETS[*at].0 };
-                format!("ipnet_contains(\"{net}\", ip{}_{}addr)", if *six { "6" } else { "" }, side(source))
+                format!(
+                    "ipnet_contains(\"{net}\", ip{}_{}addr)",
+                    if *six { "6" } else { "" },
+                    side(source)
+                )
             }
             Self::Pod(source, true, text) => format!("has_prefix(k8s_{}_pod, '{text}')", end(source)),
             Self::Pod(source, false, text) => format!("k8s_{}_pod == '{text}'", end(source)),
@@ -309,7 +400,10 @@ proptest! {
 fn cost_per_packet() {
     let program = "udp && dst_port == 53\nip_saddr == '1.1.1.1' && (src_port == 80 || dst_port == 80)\nipnet_contains('127.0.0.0/8', ip_saddr)\nip6_saddr == 'fd00::9'\ndst_port >= 30000 && dst_port <= 32767 && tcp\nip_daddr != '10.0.0.1' && ipnet_contains('10.0.0.0/24', ip_daddr) && src_port == 1\nipnet_contains('fd01::/16', ip6_daddr)\nsrc_port == 9100\ndst_port == 9100";
     let compiled = Blacklist::compile(program).unwrap();
-    let packets = [packet("10.9.0.1", 50_000, "10.9.0.2", 443, "tcp"), packet("fd00::1", 50_000, "fd00::2", 443, "tcp")];
+    let packets = [
+        packet("10.9.0.1", 50_000, "10.9.0.2", 443, "tcp"),
+        packet("fd00::1", 50_000, "fd00::2", 443, "tcp"),
+    ];
     let started = std::time::Instant::now();
     let mut dropped = 0_u64;
     let rounds = 2_000_000_u64;
@@ -319,5 +413,8 @@ fn cost_per_packet() {
         }
     }
     let ns = started.elapsed().as_nanos() as f64 / (rounds * 2) as f64;
-    println!("{} rules: {ns:.1} ns per packet, {dropped} dropped", compiled.rules().len());
+    println!(
+        "{} rules: {ns:.1} ns per packet, {dropped} dropped",
+        compiled.rules().len()
+    );
 }

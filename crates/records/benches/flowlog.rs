@@ -128,7 +128,11 @@ fn flows(v6: bool, features: bool) -> Vec<FlowLog> {
 }
 
 fn main() {
-    for (name, v6, features) in [("IPv4", false, false), ("IPv6", true, false), ("IPv4, DNS and drops", false, true)] {
+    for (name, v6, features) in [
+        ("IPv4", false, false),
+        ("IPv6", true, false),
+        ("IPv4, DNS and drops", false, true),
+    ] {
         let flows = flows(v6, features);
         let json = FlowJson::new(FlowFormat::Current, FieldSet::NONE);
         let mut out = Vec::with_capacity(flows.len() * 2048);

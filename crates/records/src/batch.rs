@@ -126,7 +126,11 @@ impl RecordBatch {
             bash,
             flowlog,
         } = self;
-        size_of_val(&**netflow) + size_of_val(&**httpflow) + size_of_val(&**dnsflow) + size_of_val(&**bash) + size_of_val(&**flowlog)
+        size_of_val(&**netflow)
+            + size_of_val(&**httpflow)
+            + size_of_val(&**dnsflow)
+            + size_of_val(&**bash)
+            + size_of_val(&**flowlog)
     }
 }
 

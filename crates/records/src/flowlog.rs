@@ -352,7 +352,11 @@ mod tests {
 
     #[test]
     fn both_directions_have_one_key() {
-        for [a, b] in [["10.0.0.1", "10.0.0.2"], ["fd00::1", "10.0.0.2"], ["fd00::1", "fd00::2"]] {
+        for [a, b] in [
+            ["10.0.0.1", "10.0.0.2"],
+            ["fd00::1", "10.0.0.2"],
+            ["fd00::1", "fd00::2"],
+        ] {
             let ip = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::from([0; 4]));
             let flow = |src, dst| FlowLog::new(ip(src), ip(dst), TCP, FlowL4::Other).pair_key();
             assert_eq!(flow(a, b), flow(b, a));

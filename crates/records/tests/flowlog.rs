@@ -83,7 +83,11 @@ fn fields_are_sorted_and_found() {
 fn encoded(json: &FlowJson, flow: &FlowLog) -> String {
     let mut out = b"before".to_vec();
     json.encode_into(flow, RECEIVED, &mut out);
-    String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned()
+    String::from_utf8(out)
+        .unwrap()
+        .strip_prefix("before")
+        .unwrap()
+        .to_owned()
 }
 
 /// The object as it should be, written down a second time from the reference.
@@ -124,8 +128,14 @@ fn expected(flow: &FlowLog) -> Value {
     put("Dscp", json!(flow.dscp));
     put("Etype", nonzero(flow.etype.into()));
     put("Sampling", nonzero(flow.sampling.into()));
-    put("Interfaces", flow.interfaces.iter().map(|seen| seen.name.to_string()).collect());
-    put("IfDirections", flow.interfaces.iter().map(|seen| seen.direction).collect());
+    put(
+        "Interfaces",
+        flow.interfaces.iter().map(|seen| seen.name.to_string()).collect(),
+    );
+    put(
+        "IfDirections",
+        flow.interfaces.iter().map(|seen| seen.direction).collect(),
+    );
     put("FlowDirection", json!(flow.direction.map(FlowDirection::number)));
     for (side, peer) in [("Src", &flow.src_k8s), ("Dst", &flow.dst_k8s)] {
         let Some(peer) = peer else { continue };
@@ -141,7 +151,10 @@ fn expected(flow: &FlowLog) -> Value {
         ] {
             put(&format!("{side}K8S_{key}"), json!(**text));
         }
-        put(&format!("{side}K8S_HostIP"), json!(peer.host_ip.map(|ip| ip.to_string())));
+        put(
+            &format!("{side}K8S_HostIP"),
+            json!(peer.host_ip.map(|ip| ip.to_string())),
+        );
     }
     put("SrcSubnetLabel", json!(*flow.src_subnet_label));
     put("DstSubnetLabel", json!(*flow.dst_subnet_label));
@@ -182,7 +195,10 @@ fn expected(flow: &FlowLog) -> Value {
         put("XlatDstPort", nonzero(xlat.dst_port.into()));
     }
     let event = |event: &FlowEvent| -> Value {
-        let pairs = event.values.iter().map(|(key, value)| (key.to_string(), json!(**value)));
+        let pairs = event
+            .values
+            .iter()
+            .map(|(key, value)| (key.to_string(), json!(**value)));
         Value::Object(pairs.collect())
     };
     put("NetworkEvents", flow.events.iter().map(event).collect());
@@ -211,7 +227,10 @@ fn expected(flow: &FlowLog) -> Value {
             .enumerate()
             .filter_map(|(bit, name)| (flags >> bit & 1 == 1).then_some(name))
             .collect();
-        out.insert("Flags".to_owned(), if set.is_empty() { Value::Null } else { json!(set) });
+        out.insert(
+            "Flags".to_owned(),
+            if set.is_empty() { Value::Null } else { json!(set) },
+        );
     }
     Value::Object(out)
 }

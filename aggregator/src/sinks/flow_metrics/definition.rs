@@ -178,15 +178,27 @@ pub(crate) fn check(metric: &FlowMetric) -> Result<(), MetricError> {
         return refuse("labels", twice, "each label once is accepted");
     }
     for list in &metric.flatten {
-        let known = fields::find(list)
-            .is_some_and(|field| matches!(field.current, Some(FlowType::Texts | FlowType::Numbers | FlowType::Objects)));
+        let known = fields::find(list).is_some_and(|field| {
+            matches!(
+                field.current,
+                Some(FlowType::Texts | FlowType::Numbers | FlowType::Objects)
+            )
+        });
         if !known {
-            return refuse("flatten", list, "Interfaces, IfDirections, Flags and NetworkEvents are accepted");
+            return refuse(
+                "flatten",
+                list,
+                "Interfaces, IfDirections, Flags and NetworkEvents are accepted",
+            );
         }
     }
     let number = |field: &FlowField| field.current == Some(FlowType::Number);
     if !metric.value_key.is_empty() && !fields::find(&metric.value_key).is_some_and(number) {
-        return refuse("valueKey", &metric.value_key, "the name of a field that is a number is accepted");
+        return refuse(
+            "valueKey",
+            &metric.value_key,
+            "the name of a field that is a number is accepted",
+        );
     }
     if metric.value_key.is_empty() && metric.kind != MetricKind::Counter {
         return refuse("valueKey", "", "a gauge or histogram needs a field");
@@ -198,7 +210,11 @@ pub(crate) fn check(metric: &FlowMetric) -> Result<(), MetricError> {
         if matches!(filter.how, Match::MatchRegex | Match::NotMatchRegex)
             && let Err(error) = expression(&filter.value)
         {
-            return refuse("filters", &filter.value, &format!("a regular expression is accepted ({error})"));
+            return refuse(
+                "filters",
+                &filter.value,
+                &format!("a regular expression is accepted ({error})"),
+            );
         }
     }
     let histogram = metric.kind == MetricKind::Histogram;
@@ -212,7 +228,11 @@ pub(crate) fn check(metric: &FlowMetric) -> Result<(), MetricError> {
         return refuse("buckets", &text, "at most 64 growing numbers are accepted");
     }
     if metric.value_scale < 0.0 || !metric.value_scale.is_finite() {
-        return refuse("valueScale", &metric.value_scale.to_string(), "a number above 0 is accepted");
+        return refuse(
+            "valueScale",
+            &metric.value_scale.to_string(),
+            "a number above 0 is accepted",
+        );
     }
     Ok(())
 }
@@ -222,10 +242,15 @@ pub(crate) fn warnings(metric: &FlowMetric) -> Vec<String> {
     metric
         .labels
         .iter()
-        .filter(|label| {
-            matches!(source(label), Some(Source::Field(field)) if field.cardinality == Cardinality::Careful)
+        .filter(
+            |label| matches!(source(label), Some(Source::Field(field)) if field.cardinality == Cardinality::Careful),
+        )
+        .map(|label| {
+            format!(
+                "Metric {}: label {label} may have many values, and each makes a series",
+                metric.name
+            )
         })
-        .map(|label| format!("Metric {}: label {label} may have many values, and each makes a series", metric.name))
         .collect()
 }
 

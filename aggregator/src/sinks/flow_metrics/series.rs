@@ -233,7 +233,10 @@ impl Metric {
 
     /// Drops series that had no flow for long.
     fn sweep(&self, state: &mut State, now: Instant) {
-        if state.swept.is_some_and(|swept| now.duration_since(swept) < SWEEP.min(self.expiry)) {
+        if state
+            .swept
+            .is_some_and(|swept| now.duration_since(swept) < SWEEP.min(self.expiry))
+        {
             return;
         }
         state.swept = Some(now);
@@ -255,7 +258,10 @@ impl Metric {
         let (name, kind) = match self.definition.kind {
             // The text form adds it to each counter.
             MetricKind::Counter => (
-                self.definition.name.strip_suffix("_total").unwrap_or(&self.definition.name),
+                self.definition
+                    .name
+                    .strip_suffix("_total")
+                    .unwrap_or(&self.definition.name),
                 MetricType::Counter,
             ),
             MetricKind::Gauge => (self.definition.name.as_str(), MetricType::Gauge),
@@ -348,9 +354,7 @@ fn nth(value: FlowValue<'_>, element: usize) -> FlowValue<'_> {
         FlowValue::Directions(list) => list
             .get(element)
             .map_or(FlowValue::Absent, |seen| FlowValue::Unsigned(seen.direction.into())),
-        FlowValue::Events(list) => list
-            .get(element..=element)
-            .map_or(FlowValue::Absent, FlowValue::Events),
+        FlowValue::Events(list) => list.get(element..=element).map_or(FlowValue::Absent, FlowValue::Events),
         FlowValue::Flags(flags) => fields::FLAG_NAMES
             .iter()
             .filter(|(bit, _)| flags & bit != 0)

@@ -51,11 +51,17 @@ fn text(in_use: &FlowMetricsInUse) -> String {
 fn every_kind_is_told_by_its_labels() {
     let in_use = FlowMetricsInUse::default();
     let metrics = [
-        metric(r#"{"name":"bytes_total","type":"counter","valueKey":"Bytes","labels":["SrcK8S_Namespace"],"valueScale":2}"#),
+        metric(
+            r#"{"name":"bytes_total","type":"counter","valueKey":"Bytes","labels":["SrcK8S_Namespace"],"valueScale":2}"#,
+        ),
         metric(r#"{"name":"last","type":"gauge","valueKey":"Bytes"}"#),
         metric(r#"{"name":"spread","type":"histogram","valueKey":"Bytes","buckets":[10,100]}"#),
-        metric(r#"{"name":"flows","type":"counter","filters":[{"key":"SrcK8S_Namespace","value":"a"},{"key":"SrcK8S_Namespace","value":"^b","type":"match_regex"},{"key":"DstPort","value":"80"}]}"#),
-        metric(r#"{"name":"seen","type":"counter","labels":["Interfaces","IfDirections"],"flatten":["Interfaces","IfDirections"],"remap":{"Interfaces":"interface"}}"#),
+        metric(
+            r#"{"name":"flows","type":"counter","filters":[{"key":"SrcK8S_Namespace","value":"a"},{"key":"SrcK8S_Namespace","value":"^b","type":"match_regex"},{"key":"DstPort","value":"80"}]}"#,
+        ),
+        metric(
+            r#"{"name":"seen","type":"counter","labels":["Interfaces","IfDirections"],"flatten":["Interfaces","IfDirections"],"remap":{"Interfaces":"interface"}}"#,
+        ),
     ];
     let used = in_use.put_to_use(&metrics, limits(100, Duration::from_secs(60)));
     let mut sampled = flow("b\"x", 6);
@@ -107,7 +113,10 @@ fn what_stays_keeps_its_series() {
     drop(before);
     after.observe(&[flow("a", 1)], 0);
     let told = text(&in_use);
-    assert!(told.contains("one_total 2.0") && told.contains("two_total 1.0"), "{told}");
+    assert!(
+        told.contains("one_total 2.0") && told.contains("two_total 1.0"),
+        "{told}"
+    );
     drop(after);
     assert!(!text(&in_use).contains("one_total"));
 }
@@ -117,17 +126,44 @@ fn bad_definitions_name_the_part() {
     let refused = |json: &str| check(&serde_json::from_str(json).unwrap()).unwrap_err().to_string();
     for (json, wanted) in [
         (r#"{"name":"1x","type":"counter"}"#, "name: `1x`"),
-        (r#"{"name":"x","type":"counter","labels":["SrcAddr"]}"#, "labels: `SrcAddr` is not accepted; it has too many values"),
-        (r#"{"name":"x","type":"counter","labels":["SrcPod"]}"#, "labels: `SrcPod`"),
-        (r#"{"name":"x","type":"counter","labels":["Interfaces"]}"#, "labels: `Interfaces` is not accepted; a list"),
-        (r#"{"name":"x","type":"counter","labels":["Proto","Proto"]}"#, "labels: `Proto` is not accepted; each label once"),
-        (r#"{"name":"x","type":"counter","valueKey":"SrcAddr"}"#, "valueKey: `SrcAddr`"),
+        (
+            r#"{"name":"x","type":"counter","labels":["SrcAddr"]}"#,
+            "labels: `SrcAddr` is not accepted; it has too many values",
+        ),
+        (
+            r#"{"name":"x","type":"counter","labels":["SrcPod"]}"#,
+            "labels: `SrcPod`",
+        ),
+        (
+            r#"{"name":"x","type":"counter","labels":["Interfaces"]}"#,
+            "labels: `Interfaces` is not accepted; a list",
+        ),
+        (
+            r#"{"name":"x","type":"counter","labels":["Proto","Proto"]}"#,
+            "labels: `Proto` is not accepted; each label once",
+        ),
+        (
+            r#"{"name":"x","type":"counter","valueKey":"SrcAddr"}"#,
+            "valueKey: `SrcAddr`",
+        ),
         (r#"{"name":"x","type":"gauge"}"#, "valueKey: ``"),
         (r#"{"name":"x","type":"histogram","valueKey":"Bytes"}"#, "buckets: `[]`"),
-        (r#"{"name":"x","type":"histogram","valueKey":"Bytes","buckets":[2,1]}"#, "buckets: `[2.0, 1.0]`"),
-        (r#"{"name":"x","type":"counter","filters":[{"key":"Proto","value":"(","type":"match_regex"}]}"#, "filters: `(`"),
-        (r#"{"name":"x","type":"counter","filters":[{"key":"Nope"}]}"#, "filters: `Nope`"),
-        (r#"{"name":"x","type":"counter","flatten":["Bytes"]}"#, "flatten: `Bytes`"),
+        (
+            r#"{"name":"x","type":"histogram","valueKey":"Bytes","buckets":[2,1]}"#,
+            "buckets: `[2.0, 1.0]`",
+        ),
+        (
+            r#"{"name":"x","type":"counter","filters":[{"key":"Proto","value":"(","type":"match_regex"}]}"#,
+            "filters: `(`",
+        ),
+        (
+            r#"{"name":"x","type":"counter","filters":[{"key":"Nope"}]}"#,
+            "filters: `Nope`",
+        ),
+        (
+            r#"{"name":"x","type":"counter","flatten":["Bytes"]}"#,
+            "flatten: `Bytes`",
+        ),
         (r#"{"name":"x","type":"counter","valueScale":-1}"#, "valueScale: `-1`"),
     ] {
         let error = refused(json);

@@ -95,7 +95,9 @@ impl Lexer<'_> {
             }
             self.go(self.rest.find('\n').unwrap_or(self.rest.len()));
         }
-        let Some(first) = self.rest.chars().next() else { return Ok(None) };
+        let Some(first) = self.rest.chars().next() else {
+            return Ok(None);
+        };
         if matches!(first, ';' | '\n') {
             let end = self.placed(Token::End);
             self.go(1);
@@ -106,7 +108,10 @@ impl Lexer<'_> {
         }
         if first == '`' {
             let inner = self.rest.get(1..).unwrap_or_default();
-            let Some(end) = inner.find(['`', '\n']).filter(|end| inner.get(*end..=*end) == Some("`")) else {
+            let Some(end) = inner
+                .find(['`', '\n'])
+                .filter(|end| inner.get(*end..=*end) == Some("`"))
+            else {
                 return self.refuse("a name in back-quotes without end", "`");
             };
             let token = self.placed(Token::Name(inner.get(..end).unwrap_or_default().to_owned()));
@@ -126,7 +131,10 @@ impl Lexer<'_> {
                 '+' | '-' | '*' | '/' | '%' => format!("`{first}`: rules do not calculate"),
                 other => format!("{other:?}"),
             };
-            return self.refuse(found, "one of ( ) , ! == != < <= > >= && ||, a name, a number or a text in quotes");
+            return self.refuse(
+                found,
+                "one of ( ) , ! == != < <= > >= && ||, a name, a number or a text in quotes",
+            );
         };
         let token = self.placed(Token::Sign(sign));
         self.go(sign.len());
@@ -142,7 +150,10 @@ impl Lexer<'_> {
             "true" => Token::Bool(true),
             "false" => Token::Bool(false),
             other if OTHER_WORDS.contains(&other) => {
-                return self.refuse(format!("the word `{word}`"), "a rule, made of comparisons, &&, || and !");
+                return self.refuse(
+                    format!("the word `{word}`"),
+                    "a rule, made of comparisons, &&, || and !",
+                );
             }
             _ => Token::Name(word.to_owned()),
         };
@@ -207,7 +218,12 @@ impl Lexer<'_> {
                 Some('\n') if quote.len() == 1 => return self.refuse("a text that the line ends in", quote),
                 Some('\\') => {
                     let (value, len) = escape(chars.as_str()).map_or_else(
-                        || self.refuse("an unknown escape in a text", "\\n, \\t, \\\\, \\\", \\', \\xHH or \\uHHHH"),
+                        || {
+                            self.refuse(
+                                "an unknown escape in a text",
+                                "\\n, \\t, \\\\, \\\", \\', \\xHH or \\uHHHH",
+                            )
+                        },
                         Ok,
                     )?;
                     out.push(value);

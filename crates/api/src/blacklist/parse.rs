@@ -19,7 +19,9 @@ pub(super) enum Expr {
     Constant(bool),
     Tcp,
     Udp,
-    Family { v6: bool },
+    Family {
+        v6: bool,
+    },
     Not(Box<Self>),
     And(Box<Self>, Box<Self>),
     Or(Box<Self>, Box<Self>),
@@ -88,7 +90,9 @@ pub(super) fn program(text: &str) -> Result<Vec<Expr>, BlacklistError> {
         let start = parser.at;
         match parser.or()? {
             Value::Bool(expr) => statements.push(expr),
-            other => return Err(parser.error_at(start, &format!("{} as a rule", other.kind()), "something true or false")),
+            other => {
+                return Err(parser.error_at(start, &format!("{} as a rule", other.kind()), "something true or false"));
+            }
         }
         if parser.peek() != Some(&Token::End) {
             return Err(parser.error("an operator, `;` or the end of the line"));
@@ -129,7 +133,9 @@ impl Parser {
 
     /// Takes one of these signs, with the line breaks behind it that an operator allows.
     fn operator(&mut self, signs: &[&'static str]) -> Option<&'static str> {
-        let Some(Token::Sign(sign)) = self.peek() else { return None };
+        let Some(Token::Sign(sign)) = self.peek() else {
+            return None;
+        };
         let sign = *sign;
         if !signs.contains(&sign) {
             return None;
@@ -159,7 +165,11 @@ impl Parser {
     fn bool_of(&self, value: Value, at: usize, of: &str) -> Result<Expr, BlacklistError> {
         match value {
             Value::Bool(expr) => Ok(expr),
-            other => Err(self.error_at(at, &format!("{} beside `{of}`", other.kind()), "something true or false")),
+            other => Err(self.error_at(
+                at,
+                &format!("{} beside `{of}`", other.kind()),
+                "something true or false",
+            )),
         }
     }
 
@@ -168,7 +178,9 @@ impl Parser {
     }
 
     fn and(&mut self) -> Result<Value, BlacklistError> {
-        self.chain("&&", Self::comparison, |left, right| Expr::And(left.into(), right.into()))
+        self.chain("&&", Self::comparison, |left, right| {
+            Expr::And(left.into(), right.into())
+        })
     }
 
     fn chain(
@@ -194,7 +206,9 @@ impl Parser {
         let mut left = self.unary()?;
         loop {
             let sign_at = self.at;
-            let Some(sign) = self.operator(&["==", "!=", "<=", ">=", "<", ">"]) else { return Ok(left) };
+            let Some(sign) = self.operator(&["==", "!=", "<=", ">=", "<", ">"]) else {
+                return Ok(left);
+            };
             let right_at = self.at;
             let right = self.unary()?;
             left = Value::Bool(self.compare(left, at, sign, sign_at, right, right_at)?);
@@ -247,7 +261,11 @@ impl Parser {
             )),
             (left, right) => {
                 let wrong = if matches!(left, Value::Int(_)) { right } else { left };
-                Err(self.error_at(sign_at, &format!("`{sign}` beside {}", wrong.kind()), "numbers on both sides"))
+                Err(self.error_at(
+                    sign_at,
+                    &format!("`{sign}` beside {}", wrong.kind()),
+                    "numbers on both sides",
+                ))
             }
         }
     }
@@ -264,7 +282,9 @@ impl Parser {
     }
 
     fn primary(&mut self) -> Result<Value, BlacklistError> {
-        let Some(token) = self.peek().cloned() else { return Err(self.error("a rule")) };
+        let Some(token) = self.peek().cloned() else {
+            return Err(self.error("a rule"));
+        };
         match token {
             Token::Bool(value) => {
                 self.at += 1;

@@ -116,9 +116,17 @@ impl Ports {
     };
 
     const fn and(self, other: Self) -> Option<Self> {
-        let first = if self.first > other.first { self.first } else { other.first };
+        let first = if self.first > other.first {
+            self.first
+        } else {
+            other.first
+        };
         let last = if self.last < other.last { self.last } else { other.last };
-        if first <= last { Some(Self { first, last }) } else { None }
+        if first <= last {
+            Some(Self { first, last })
+        } else {
+            None
+        }
     }
 }
 
@@ -159,13 +167,18 @@ impl Rule {
     fn and(&self, other: &Self) -> Option<Option<Self>> {
         let families = self.families & other.families;
         let protocols = self.protocols & other.protocols;
-        let ports = self.src_ports.and(other.src_ports).zip(self.dst_ports.and(other.dst_ports));
+        let ports = self
+            .src_ports
+            .and(other.src_ports)
+            .zip(self.dst_ports.and(other.dst_ports));
         let Some((src_ports, dst_ports)) = ports.filter(|_| families != 0 && protocols != 0) else {
             return Some(None);
         };
         let src = both((self.src, self.not_src), (other.src, other.not_src))?;
         let dst = both((self.dst, self.not_dst), (other.dst, other.not_dst))?;
-        let Some(((src, not_src), (dst, not_dst))) = src.zip(dst) else { return Some(None) };
+        let Some(((src, not_src), (dst, not_dst))) = src.zip(dst) else {
+            return Some(None);
+        };
         Some(Some(Self {
             src,
             dst,
@@ -203,8 +216,20 @@ fn both(one: Address, other: Address) -> Option<Option<Address>> {
         // Not in the wide one, but in the narrow one.
         (true, false) => Some((!inside).then_some(narrow)),
         // In the wide one, but not in the narrow one within it.
-        (false, true) => if inside { None } else { Some(Some(wide)) },
-        (true, true) => if inside { Some(Some(wide)) } else { None },
+        (false, true) => {
+            if inside {
+                None
+            } else {
+                Some(Some(wide))
+            }
+        }
+        (true, true) => {
+            if inside {
+                Some(Some(wide))
+            } else {
+                None
+            }
+        }
     }
 }
 
@@ -245,7 +270,11 @@ fn rules(expr: &Expr, wanted: bool) -> Option<Vec<Rule>> {
     let when = |holds: bool| if holds { vec![Rule::ALL] } else { Vec::new() };
     let families = |families| vec![Rule { families, ..Rule::ALL }];
     let protocols = |protocols: u8| {
-        let protocols = if wanted { protocols } else { (TCP | UDP | OTHER) & !protocols };
+        let protocols = if wanted {
+            protocols
+        } else {
+            (TCP | UDP | OTHER) & !protocols
+        };
         vec![Rule { protocols, ..Rule::ALL }]
     };
     match expr {

@@ -285,7 +285,10 @@ impl At<'_> {
         self.short("interfaces", wire.interfaces.len())?;
         flow.interfaces = self.list(wire.interfaces, |seen| {
             Ok(FlowInterface {
-                name: self.text("interfaces", self.range("interfaces", seen >> 2, "the number of a text")?)?,
+                name: self.text(
+                    "interfaces",
+                    self.range("interfaces", seen >> 2, "the number of a text")?,
+                )?,
                 direction: (seen & 3) as u8,
             })
         })?;
@@ -397,7 +400,9 @@ impl At<'_> {
     }
 
     fn flow_address(self, field: &'static str, wire: Option<v1::FlowAddress>) -> Result<Option<IpAddr>, DecodeError> {
-        wire.map_or(Ok(None), |wire| self.address(field, wire.ip_v4, wire.ip_v6_hi, wire.ip_v6_lo))
+        wire.map_or(Ok(None), |wire| {
+            self.address(field, wire.ip_v4, wire.ip_v6_hi, wire.ip_v6_lo)
+        })
     }
 
     fn flow_peer(self, wire: Option<v1::FlowPeer>) -> Result<Option<Arc<FlowPeer>>, DecodeError> {

@@ -195,7 +195,11 @@ impl FlowValue<'_> {
             Self::Unsigned(_) | Self::Signed(_) | Self::Bool(_) => put(self, out),
             Self::Text(text) => out.extend_from_slice(text.as_bytes()),
             Self::Hex(number) => {
-                let digits = if number == 0 { 1 } else { 16 - number.leading_zeros() / 4 };
+                let digits = if number == 0 {
+                    1
+                } else {
+                    16 - number.leading_zeros() / 4
+                };
                 for at in (0..digits).rev() {
                     out.push(hex(number >> (4 * at)));
                 }
