@@ -33,6 +33,7 @@ use crate::{
     sinks::{
         SinkStatus,
         dataway::ClientError,
+        flow_metrics::FlowMetricsInUse,
         metrics::{SinkMetrics, StatusCollector, Statuses},
     },
 };
@@ -150,6 +151,12 @@ impl Aggregator {
         telemetry.register("sink", |registry| {
             registry.register_collector(Box::new(StatusCollector(Arc::downgrade(&source))));
         });
+        let flow_metrics = FlowMetricsInUse::default();
+        // Under names of their own.
+        telemetry
+            .registry
+            .lock()
+            .register_collector(Box::new(flow_metrics.clone()));
         let mut sinks = Sinks {
             known: HashMap::new(),
             tasks: HashMap::new(),
@@ -157,6 +164,7 @@ impl Aggregator {
             states: Arc::clone(&states),
             commands: commands.clone(),
             metrics: sink_metrics,
+            flow_metrics,
             ledger: telemetry.ledger.clone(),
             health: telemetry.health.clone(),
         };

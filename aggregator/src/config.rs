@@ -3,13 +3,19 @@
 //! Nothing here reads files, flags or the environment. [`AggregatorConfig::validate`] names the option, the value and
 //! what is accepted; [`crate::Aggregator::start`] calls it first.
 
+mod flows;
 mod from_options;
 
 use std::{path::PathBuf, time::Duration};
 
 use records::encode::{DEFAULT_BODY_LIMIT, Format};
 
-pub use crate::sinks::dataway::endpoint::{Endpoint, EndpointError};
+pub use flows::{KafkaCompression, KafkaConfig, LokiAuth, LokiConfig, PrometheusConfig, Sasl, SaslMechanism, TlsFiles};
+
+pub use crate::sinks::{
+    dataway::endpoint::{Endpoint, EndpointError},
+    flow_metrics::{FlowMetric, MetricError},
+};
 
 /// Default bound of each sink's disk queue: 2 GiB.
 pub const DEFAULT_QUEUE_MAX_BYTES: u64 = 2 << 30;
@@ -17,7 +23,7 @@ pub const DEFAULT_QUEUE_MAX_BYTES: u64 = 2 << 30;
 pub const DEFAULT_QUEUE_MAX_AGE: Duration = Duration::from_secs(12 * 3600);
 
 /// One aggregator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AggregatorConfig {
     /// Directory of the disk queue, created if absent; owned by one process at a time. Needed by DataWay sinks. Without
     /// it (terminal or file output only) batch identities are remembered in memory.
@@ -39,7 +45,7 @@ pub struct AggregatorConfig {
 }
 
 /// One sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SinkConfig {
     /// Unique name: names its queue, metrics and ledger stages. Lower-case letters, digits, `-` and `_`, at most 63.
     pub name: String,
@@ -60,7 +66,7 @@ pub enum WhenFull {
 }
 
 /// Kinds of sinks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(
     clippy::large_enum_variant,
     reason = "a handful per process; a box would only make it clumsier to fill in"
@@ -72,6 +78,12 @@ pub enum SinkKind {
     Stdout(TextFormat),
     /// A file, written and synced before a batch is acknowledged.
     File(FileConfig),
+    /// Flow logs to a Kafka topic, through the disk queue.
+    Kafka(KafkaConfig),
+    /// Flow logs to Loki, through the disk queue.
+    Loki(LokiConfig),
+    /// Metrics made from flow logs, among the process's own.
+    Prometheus(PrometheusConfig),
 }
 
 /// Form of the text sinks.
@@ -207,11 +219,11 @@ impl AggregatorConfig {
             if self.sinks.iter().take(index).any(|other| other.name == sink.name) {
                 return Err(bad("sinks.name", &sink.name, "each sink needs a name of its own"));
             }
-            if self.queue_dir.is_none() && matches!(sink.kind, SinkKind::Dataway(_)) {
+            if self.queue_dir.is_none() && sink.kind.is_queued() {
                 return Err(bad(
                     "queue_dir",
                     "(none)",
-                    "a DataWay sink needs a directory for its disk queue",
+                    "a sink over the network needs a directory for its disk queue",
                 ));
             }
         }
@@ -281,6 +293,22 @@ impl SinkConfig {
                 }
             }
             SinkKind::Dataway(dataway) => dataway.validate(&option),
+            SinkKind::Kafka(kafka) => kafka.validate(&option),
+            SinkKind::Loki(loki) => loki.validate(&option),
+            SinkKind::Prometheus(metrics) => metrics.validate(&option),
+        }
+    }
+}
+
+// === impl SinkKind ===
+
+impl SinkKind {
+    /// Whether its records wait in the disk queue.
+    #[must_use]
+    pub const fn is_queued(&self) -> bool {
+        match self {
+            Self::Dataway(_) | Self::Kafka(_) | Self::Loki(_) => true,
+            Self::Stdout(_) | Self::File(_) | Self::Prometheus(_) => false,
         }
     }
 }

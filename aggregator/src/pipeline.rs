@@ -8,6 +8,7 @@
 pub(crate) mod committer;
 pub(crate) mod dedup;
 pub(crate) mod encode;
+pub(crate) mod flows;
 pub(crate) mod metrics;
 
 use std::sync::{Arc, mpsc};

@@ -19,16 +19,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::StartError;
 use crate::{
-    config::{AggregatorConfig, DatawayConfig, SinkConfig, SinkKind},
+    config::{AggregatorConfig, SinkConfig, SinkKind},
     pipeline::committer::{Change, Command, Outlet, hand_over},
     queue::{QueueClock, Store, StoreError},
     route::Plan,
     sinks::{
         Sink, SinkStatus,
         dataway::Client,
+        dataway::ClientError,
         dead_letter::DeadLetters,
-        deliver::{Delivery, Ending, Progress},
+        deliver::{Delivery, Destination, Ending, Progress},
+        flow_metrics::FlowMetricsInUse,
         gate::Gate,
+        kafka::KafkaClient,
+        loki::LokiClient,
         metrics::{SinkMetrics, Statuses},
         text::{FileSink, Terminal},
     },
@@ -48,6 +52,7 @@ pub(super) struct Sinks {
     pub(super) states: Arc<States>,
     pub(super) commands: mpsc::SyncSender<Command>,
     pub(super) metrics: SinkMetrics,
+    pub(super) flow_metrics: FlowMetricsInUse,
     pub(super) ledger: Ledger,
     pub(super) health: Health,
 }
@@ -65,13 +70,22 @@ pub(super) struct States {
     pub(super) clock: QueueClock,
 }
 
+/// What carries bodies to a destination, and how.
+struct Carrier {
+    destination: Box<dyn Destination>,
+    in_flight: usize,
+    retry_min: Duration,
+    retry_max: Duration,
+    dead_letter_max_bytes: u64,
+}
+
 /// One sink, ready to be put to use.
 pub(super) struct Prepared {
     sink: Arc<Sink>,
     /// `None` to keep the one it has.
     outlet: Option<Outlet>,
     /// `None` to keep the delivery task it has, or for none.
-    client: Option<(DatawayConfig, Client)>,
+    client: Option<Carrier>,
 }
 
 // === impl Sinks ===
@@ -107,22 +121,21 @@ impl Sinks {
             dir: store.path().map(|path| path.display().to_string()).unwrap_or_default(),
             why: error.to_string(),
         };
-        let client = match &wanted.kind {
-            SinkKind::Dataway(dataway) if !same_task => {
-                let client = Client::new(dataway.clone(), &config.hostname).map_err(|source| StartError::Client {
-                    sink: wanted.name.clone(),
-                    source,
-                })?;
-                Some((dataway.clone(), client))
-            }
-            SinkKind::Dataway(_) | SinkKind::Stdout(_) | SinkKind::File(_) => None,
+        let client = if same_task {
+            None
+        } else {
+            carrier(&wanted.kind, &config.hostname).map_err(|source| StartError::Client {
+                sink: wanted.name.clone(),
+                source,
+            })?
         };
         let sink = match self.known.get(&wanted.name) {
             Some(known) => Arc::clone(known),
             None => {
-                let slot = match &wanted.kind {
-                    SinkKind::Dataway(_) => Some(store.slot(&wanted.name).map_err(read_error)?),
-                    SinkKind::Stdout(_) | SinkKind::File(_) => None,
+                let slot = if wanted.kind.is_queued() {
+                    Some(store.slot(&wanted.name).map_err(read_error)?)
+                } else {
+                    None
                 };
                 let sink = Sink::new(wanted, slot, config.queue_max_bytes, &self.ledger, &self.health);
                 if let Some(slot) = slot {
@@ -142,8 +155,12 @@ impl Sinks {
                 sink
             }
         };
-        let outlet = if same { None } else { Some(outlet(wanted, &sink)?) };
+        let outlet = if same { None } else { Some(self.outlet(wanted, &sink)?) };
         Ok(Prepared { sink, outlet, client })
+    }
+
+    fn outlet(&self, config: &SinkConfig, sink: &Arc<Sink>) -> Result<Outlet, StartError> {
+        outlet(config, sink, &self.flow_metrics)
     }
 
     /// Changes over to `prepared`, made from `config`.
@@ -179,7 +196,7 @@ impl Sinks {
         let mut deliveries = Vec::new();
         let mut sinks = Vec::new();
         for Prepared { sink, outlet, client } in prepared {
-            deliveries.extend(client.map(|(dataway, client)| (Arc::clone(&sink), dataway, client)));
+            deliveries.extend(client.map(|client| (Arc::clone(&sink), client)));
             sinks.push((sink, outlet));
         }
         let change = Change {
@@ -191,19 +208,19 @@ impl Sinks {
         if hand_over(&self.commands, Command::Change(change)).await.is_err() || answer.await.is_err() {
             return;
         }
-        for (sink, dataway, client) in deliveries {
-            self.deliver(config, sink, dataway, client);
+        for (sink, carrier) in deliveries {
+            self.deliver(config, sink, carrier);
         }
     }
 
-    fn deliver(&mut self, config: &AggregatorConfig, sink: Arc<Sink>, dataway: DatawayConfig, client: Client) {
-        let DatawayConfig {
+    fn deliver(&mut self, config: &AggregatorConfig, sink: Arc<Sink>, carrier: Carrier) {
+        let Carrier {
+            destination,
             in_flight,
             retry_min,
             retry_max,
             dead_letter_max_bytes,
-            ..
-        } = dataway;
+        } = carrier;
         let name = sink.name.clone();
         let dead_letter_dir = config.queue_dir.clone().unwrap_or_default().join("dead-letter");
         let letters = DeadLetters::new(dead_letter_dir, &name, dead_letter_max_bytes);
@@ -211,7 +228,7 @@ impl Sinks {
             sink,
             store: Arc::clone(&self.states.store),
             commands: self.commands.clone(),
-            destination: client,
+            destination,
             dead_letters: Arc::new(Mutex::new(letters)),
             gate: Gate::new(retry_min, retry_max),
             in_flight,
@@ -266,9 +283,40 @@ impl Statuses for States {
     }
 }
 
-fn outlet(config: &SinkConfig, sink: &Arc<Sink>) -> Result<Outlet, StartError> {
+fn carrier(kind: &SinkKind, hostname: &str) -> Result<Option<Carrier>, ClientError> {
+    Ok(Some(match kind {
+        SinkKind::Dataway(dataway) => Carrier {
+            destination: Box::new(Client::new(dataway.clone(), hostname)?),
+            in_flight: dataway.in_flight,
+            retry_min: dataway.retry_min,
+            retry_max: dataway.retry_max,
+            dead_letter_max_bytes: dataway.dead_letter_max_bytes,
+        },
+        SinkKind::Kafka(kafka) => Carrier {
+            destination: Box::new(KafkaClient::new(kafka.clone())?),
+            in_flight: kafka.in_flight,
+            retry_min: kafka.retry_min,
+            retry_max: kafka.retry_max,
+            dead_letter_max_bytes: kafka.dead_letter_max_bytes,
+        },
+        SinkKind::Loki(loki) => Carrier {
+            destination: Box::new(LokiClient::new(loki.clone(), hostname)?),
+            // One at a time: entries of a stream arrive in the order in which they were stored.
+            in_flight: 1,
+            retry_min: loki.retry_min,
+            retry_max: loki.retry_max,
+            dead_letter_max_bytes: loki.dead_letter_max_bytes,
+        },
+        SinkKind::Stdout(_) | SinkKind::File(_) | SinkKind::Prometheus(_) => return Ok(None),
+    }))
+}
+
+fn outlet(config: &SinkConfig, sink: &Arc<Sink>, metrics: &FlowMetricsInUse) -> Result<Outlet, StartError> {
     match &config.kind {
-        SinkKind::Dataway(_) => Ok(Outlet::Queue(sink.slot.unwrap_or_default())),
+        SinkKind::Dataway(_) | SinkKind::Kafka(_) | SinkKind::Loki(_) => {
+            Ok(Outlet::Queue(sink.slot.unwrap_or_default()))
+        }
+        SinkKind::Prometheus(config) => Ok(Outlet::Metrics(metrics.put_to_use(&config.metrics, config.limits()))),
         SinkKind::File(file) => match FileSink::open(file.clone()) {
             Ok(open) => Ok(Outlet::File(open)),
             Err(source) => Err(StartError::File {

@@ -30,6 +30,7 @@ use crate::{
     route::Plan,
     sinks::{
         Sink,
+        flow_metrics::FlowMetrics,
         text::{FileSink, Terminal},
     },
 };
@@ -85,6 +86,8 @@ pub(crate) enum Outlet {
     File(FileSink),
     /// Standard output.
     Terminal(Terminal),
+    /// Metrics made from flow logs.
+    Metrics(Arc<FlowMetrics>),
 }
 
 /// The committer's state.

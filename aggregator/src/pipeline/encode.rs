@@ -8,8 +8,8 @@ use records::{
     encode::{Body, BodyBuilder, Format, PointEncoder, PointTooLarge},
 };
 
-use super::Delivery;
-use crate::route::{Form, Plan};
+use super::{Delivery, flows};
+use crate::route::{Form, Plan, PointForm};
 
 /// Sets of tags whose encoders are kept: one per agent, and one more for each change.
 const MAX_GLOBALS: usize = 4096;
@@ -36,7 +36,7 @@ pub(crate) struct Encoded {
 #[derive(Debug)]
 pub(crate) struct Encoders {
     /// In the order of the plan's forms.
-    by_form: HashMap<Arc<Globals>, Vec<PointEncoder>>,
+    by_form: HashMap<Arc<Globals>, Vec<Option<PointEncoder>>>,
     workers: usize,
 }
 
@@ -51,8 +51,8 @@ impl Encoders {
         }
     }
 
-    /// Encodes the deliveries once per form of the plan.
-    pub(crate) fn encode(&mut self, plan: &Plan, deliveries: &[Delivery]) -> Vec<Encoded> {
+    /// Encodes the deliveries once per form of the plan. `received` is told in flow logs, Unix seconds.
+    pub(crate) fn encode(&mut self, plan: &Plan, deliveries: &[Delivery], received: i64) -> Vec<Encoded> {
         if self.by_form.len() >= MAX_GLOBALS {
             self.by_form.clear();
         }
@@ -61,11 +61,18 @@ impl Encoders {
         }
         let mut out = Vec::with_capacity(plan.forms.len());
         for (index, (form, _)) in plan.forms.iter().enumerate() {
+            let form = match form {
+                Form::Points(form) => form,
+                Form::Flows(form) => {
+                    out.push(flows::encode(form, deliveries, received, self.workers));
+                    continue;
+                }
+            };
             let mut encoded = Encoded::default();
             for categories in split(form.format) {
                 let mut builder = BodyBuilder::new(form.format, form.limit);
                 let mut raw: Vec<Body> = Vec::new();
-                for kind in Measurement::ALL {
+                for kind in Measurement::POINTS {
                     if !categories.contains(&kind.category()) {
                         continue;
                     }
@@ -73,7 +80,7 @@ impl Encoders {
                         let encoder = self
                             .by_form
                             .get(&delivery.globals)
-                            .and_then(|encoders| encoders.get(index));
+                            .and_then(|encoders| encoders.get(index)?.as_ref());
                         let Some(encoder) = encoder else { continue };
                         push(kind, &delivery.batch, &mut builder, encoder, &mut raw, |error| {
                             if encoded.too_large == 0 {
@@ -87,6 +94,9 @@ impl Encoders {
                 let category = categories.first().copied().unwrap_or(Category::Network);
                 encoded.bodies.extend(pack(form, category, raw, self.workers));
             }
+            if form.format == Format::Json {
+                flows::lines(form.limit, deliveries, received, &mut encoded);
+            }
             out.push(encoded);
         }
         out
@@ -96,12 +106,20 @@ impl Encoders {
         if self.by_form.contains_key(&delivery.globals) {
             return;
         }
-        let by_form: Vec<PointEncoder> = plan
+        let by_form: Vec<Option<PointEncoder>> = plan
             .forms
             .iter()
-            .map(|(form, _)| PointEncoder::new(form.format, &delivery.globals, form.options))
+            .map(|(form, _)| match form {
+                Form::Points(form) => Some(PointEncoder::new(form.format, &delivery.globals, form.options)),
+                Form::Flows(_) => None,
+            })
             .collect();
-        if let Some(encoder) = by_form.first().filter(|encoder| !encoder.adjustments().is_empty()) {
+        if let Some(encoder) = by_form
+            .iter()
+            .flatten()
+            .next()
+            .filter(|encoder| !encoder.adjustments().is_empty())
+        {
             tracing::warn!(
                 node = %delivery.id.node, adjustments = ?encoder.adjustments(),
                 "Global tags had to be changed to fit the limits of points"
@@ -137,11 +155,13 @@ fn push(
         Measurement::Httpflow => batch.httpflow.iter().for_each(|row| done(builder.push(encoder, row))),
         Measurement::Dnsflow => batch.dnsflow.iter().for_each(|row| done(builder.push(encoder, row))),
         Measurement::Bash => batch.bash.iter().for_each(|row| done(builder.push(encoder, row))),
+        // No point.
+        Measurement::FlowLog => {}
     }
 }
 
 /// Compresses bodies, in parallel if there are several.
-fn pack(form: &Form, category: Category, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
+fn pack(form: &PointForm, category: Category, raw: Vec<Body>, workers: usize) -> Vec<Packed> {
     let workers = workers.min(raw.len());
     if form.gzip_level == 0 || workers <= 1 {
         return raw

@@ -10,6 +10,17 @@ use records::{Category, encode::Format};
 const VERSION: u8 = 1;
 const LEN: usize = 36;
 
+/// What the bytes of a body are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyForm {
+    /// Points.
+    Points(Format),
+    /// Flow logs with their keys, for Kafka; compressed with snappy.
+    KafkaFlows,
+    /// Flow logs as a push request of Loki; compressed with snappy.
+    LokiPush,
+}
+
 /// Identity of one body: header `X-Pkg-Id`. Drawn when the body is stored, so a body sent twice can be recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PkgId([u8; 12]);
@@ -24,8 +35,8 @@ pub(crate) struct PkgIds {
 /// What is known of a body without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BodyMeta {
-    /// Form of the points.
-    pub(crate) format: Format,
+    /// Form of the records.
+    pub(crate) format: BodyForm,
     /// Where the points belong.
     pub(crate) category: Category,
     /// Stored (and sent) gzip-compressed.
@@ -92,6 +103,25 @@ impl fmt::Display for PkgId {
     }
 }
 
+// === impl BodyForm ===
+
+impl BodyForm {
+    /// Value of a `Content-Type` header.
+    pub(crate) const fn content_type(self) -> &'static str {
+        match self {
+            Self::Points(format) => format.content_type(),
+            Self::KafkaFlows => "application/x-ebpfcollector-flows",
+            Self::LokiPush => "application/x-protobuf",
+        }
+    }
+}
+
+impl From<Format> for BodyForm {
+    fn from(format: Format) -> Self {
+        Self::Points(format)
+    }
+}
+
 // === impl BodyMeta ===
 
 impl BodyMeta {
@@ -106,10 +136,12 @@ impl BodyMeta {
             at += bytes.len();
         };
         let format = match self.format {
-            Format::Protobuf => 1,
-            Format::LineProtocol => 2,
-            Format::Json => 3,
-            Format::Table => 4,
+            BodyForm::Points(Format::Protobuf) => 1,
+            BodyForm::Points(Format::LineProtocol) => 2,
+            BodyForm::Points(Format::Json) => 3,
+            BodyForm::Points(Format::Table) => 4,
+            BodyForm::KafkaFlows => 5,
+            BodyForm::LokiPush => 6,
         };
         let category = match self.category {
             Category::Network => 0,
@@ -138,10 +170,12 @@ impl BodyMeta {
         let (created_ms, rest) = rest.split_first_chunk()?;
         Some(Self {
             format: match format {
-                1 => Format::Protobuf,
-                2 => Format::LineProtocol,
-                3 => Format::Json,
-                4 => Format::Table,
+                1 => BodyForm::Points(Format::Protobuf),
+                2 => BodyForm::Points(Format::LineProtocol),
+                3 => BodyForm::Points(Format::Json),
+                4 => BodyForm::Points(Format::Table),
+                5 => BodyForm::KafkaFlows,
+                6 => BodyForm::LokiPush,
                 _ => return None,
             },
             category: match category {
@@ -191,7 +225,7 @@ mod tests {
     #[test]
     fn stored_form_round_trips_and_damage_is_refused() {
         let meta = BodyMeta {
-            format: Format::LineProtocol,
+            format: Format::LineProtocol.into(),
             category: Category::Logging,
             gzip: true,
             points: 3,
@@ -215,7 +249,7 @@ mod tests {
         let cost = |wire_len| {
             let pkg = PkgIds::new().next(1);
             BodyMeta {
-                format: Format::Json,
+                format: Format::Json.into(),
                 category: Category::Network,
                 gzip: false,
                 points: 1,

@@ -13,7 +13,7 @@ mod store;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-pub(crate) use meta::{BodyMeta, PkgIds};
+pub(crate) use meta::{BodyForm, BodyMeta, PkgIds};
 pub use open::OpenError;
 pub(crate) use store::{Backlog, Changes, RESERVE_BYTES, Store, StoreError, Waiting};
 

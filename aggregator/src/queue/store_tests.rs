@@ -7,7 +7,7 @@ use crate::queue::PkgIds;
 
 fn meta(points: u32, body: &[u8]) -> BodyMeta {
     BodyMeta {
-        format: Format::Protobuf,
+        format: Format::Protobuf.into(),
         category: records::Category::Network,
         gzip: false,
         points,

@@ -14,6 +14,7 @@ use base64::Engine as _;
 use serde::Serialize;
 
 use super::deliver::QueuedBody;
+use crate::queue::BodyForm;
 
 /// The bound is cut into this many files, so that dropping the oldest drops little.
 const FILES: u64 = 8;
@@ -73,7 +74,11 @@ impl DeadLetters {
             pkg_id: body.meta.pkg.to_string(),
             category: body.meta.category.as_str(),
             content_type: body.meta.format.content_type(),
-            content_encoding: if body.meta.gzip { "gzip" } else { "identity" },
+            content_encoding: match body.meta.format {
+                BodyForm::KafkaFlows | BodyForm::LokiPush => "snappy",
+                BodyForm::Points(_) if body.meta.gzip => "gzip",
+                BodyForm::Points(_) => "identity",
+            },
             body_base64: base64::engine::general_purpose::STANDARD.encode(&body.bytes),
         };
         let mut line = serde_json::to_vec(&letter)?;
@@ -147,7 +152,7 @@ mod tests {
     fn body(bytes: &'static [u8]) -> QueuedBody {
         let pkg = PkgIds::new().next(1);
         let len = bytes.len() as u32;
-        let format = Format::Protobuf;
+        let format = Format::Protobuf.into();
         let meta = BodyMeta {
             format,
             category: records::Category::Network,

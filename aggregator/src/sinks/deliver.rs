@@ -61,6 +61,13 @@ pub(crate) trait Destination: Send + Sync + 'static {
     async fn attempt(&self, body: &QueuedBody) -> Verdict;
 }
 
+#[async_trait::async_trait]
+impl Destination for Box<dyn Destination> {
+    async fn attempt(&self, body: &QueuedBody) -> Verdict {
+        (**self).attempt(body).await
+    }
+}
+
 /// How a delivery task is told to end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ending {

@@ -1,7 +1,8 @@
-//! Where records end: DataWay through the disk queue, the terminal, a file.
+//! Where records end: DataWay, Kafka and Loki through the disk queue, metrics, the terminal, a file.
 //!
 //! ```text
-//! committer ─▶ disk queue ─▶ deliver::run (one task per sink, a few bodies under way) ─▶ dataway::Client ─▶ 2xx ─▶ removal
+//! committer ─▶ disk queue ─▶ deliver::run (one task per sink, a few bodies under way) ─▶ dataway, kafka, loki ─▶ taken ─▶ removal
+//! committer ─▶ flow_metrics::FlowMetrics (after the acknowledgement) ─▶ /metrics
 //! committer ─▶ text::TextSink (file: written and synced before the acknowledgement; terminal: after it)
 //! ```
 //! [`Sink`] is what the committer, the delivery task, the metrics and the status share about one sink.
@@ -9,7 +10,10 @@
 pub mod dataway;
 pub(crate) mod dead_letter;
 pub(crate) mod deliver;
+pub mod flow_metrics;
 pub(crate) mod gate;
+pub(crate) mod kafka;
+pub(crate) mod loki;
 pub(crate) mod metrics;
 pub(crate) mod text;
 
@@ -32,7 +36,7 @@ use crate::{
 pub struct SinkStatus {
     /// Name of the sink.
     pub name: String,
-    /// `dataway`, `stdout` or `file`.
+    /// `dataway`, `kafka`, `loki`, `prometheus`, `stdout` or `file`.
     pub kind: &'static str,
     /// Address or path, without secrets.
     pub target: String,
@@ -113,6 +117,9 @@ impl Sink {
             SinkKind::Dataway(_) => "dataway",
             SinkKind::Stdout(_) => "stdout",
             SinkKind::File(_) => "file",
+            SinkKind::Kafka(_) => "kafka",
+            SinkKind::Loki(_) => "loki",
+            SinkKind::Prometheus(_) => "prometheus",
         };
         // Stage names are static; sinks are few and live as long as the process.
         let stage = |what: &str| ledger.stage(Box::leak(format!("sink.{}.{what}", config.name).into_boxed_str()));
@@ -289,5 +296,8 @@ fn target_of(config: &SinkConfig) -> String {
         SinkKind::Dataway(dataway) => dataway.endpoint.to_string(),
         SinkKind::Stdout(_) => "-".to_owned(),
         SinkKind::File(file) => file.path.display().to_string(),
+        SinkKind::Kafka(kafka) => format!("{}/{}", kafka.brokers.join(","), kafka.topic),
+        SinkKind::Loki(loki) => loki.url.to_string(),
+        SinkKind::Prometheus(metrics) => format!("{} metrics", metrics.metrics.len()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{AgentConfig, ConfigError, L7Flow, Plugin};
+use crate::{AgentConfig, ConfigError, KafkaSasl, L7Flow, Plugin, config::OutputTls};
 
 /// Options that a source gave, with that source.
 pub(crate) type Explicit = BTreeMap<&'static str, String>;
@@ -255,7 +255,63 @@ fn uplink(config: &AgentConfig, check: &mut Check<'_>) {
     }
 }
 
+fn flow_outputs(config: &AgentConfig, check: &mut Check<'_>) {
+    let (kafka, loki) = (&config.outputs.kafka, &config.outputs.loki);
+    if kafka.address.is_empty() == kafka.topic.is_some() {
+        check.refuse(
+            &["kafka_address", "kafka_topic"],
+            "one is set without the other",
+            "both, or neither",
+        );
+    }
+    let sasl = kafka.sasl != KafkaSasl::Disabled;
+    if kafka.user_file.is_some() != sasl || kafka.password_file.is_some() != sasl {
+        check.refuse(
+            &["kafka_sasl", "kafka_user_file", "kafka_password_file"],
+            "some are set without the others",
+            "all three, or none",
+        );
+    }
+    for (tls, names) in [
+        (&kafka.files, ["kafka_tls_cert", "kafka_tls_key"]),
+        (&loki.files, ["loki_tls_cert", "loki_tls_key"]),
+    ] {
+        if tls.cert.is_some() != tls.key.is_some() {
+            check.refuse(&names, "one is set without the other", "both, or neither");
+        }
+    }
+    if !kafka.tls && kafka.files != OutputTls::default() {
+        check.refuse(
+            &[
+                "kafka_tls",
+                "kafka_tls_ca",
+                "kafka_tls_cert",
+                "kafka_tls_key",
+                "kafka_tls_insecure",
+            ],
+            "certificates are set and kafka_tls is not",
+            "kafka_tls = true, or no kafka_tls_* options",
+        );
+    }
+    check.not_both("loki_token_file", "loki_user");
+    if loki.user.is_some() != loki.password_file.is_some() {
+        check.refuse(
+            &["loki_user", "loki_password_file"],
+            "one is set without the other",
+            "both, or neither",
+        );
+    }
+    if loki.min_backoff > loki.max_backoff {
+        check.refuse(
+            &["loki_max_backoff", "loki_min_backoff"],
+            "the longest pause is shorter than the first",
+            "loki_max_backoff from loki_min_backoff up",
+        );
+    }
+}
+
 fn outputs(config: &AgentConfig, check: &mut Check<'_>) {
+    flow_outputs(config, check);
     let outputs = &config.outputs;
     let without_token = outputs.dataway.iter().filter(|server| server.token().is_none()).count();
     match (&outputs.dataway_token_file, without_token) {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, HostPort, L7Flow, LogFormat,
-    Plugin, Raw, Secret, StdoutFormat, options,
+    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort,
+    KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
 };
 
 /// All options. Build it with [`crate::ConfigBuilder`].
@@ -200,6 +200,94 @@ pub struct OutputsConfig {
     pub file_format: FileFormat,
     /// Write records to standard output too.
     pub stdout: StdoutFormat,
+    /// Types of the fields of flows.
+    pub flow_format: FlowFormat,
+    /// Flows to Kafka.
+    pub kafka: KafkaOptions,
+    /// Flows to Loki.
+    pub loki: LokiOptions,
+    /// Metrics made from flows.
+    pub flow_metrics: FlowMetricsOptions,
+}
+
+/// Flows to Kafka.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaOptions {
+    /// Brokers to start from; none for no Kafka.
+    pub address: Vec<String>,
+    /// Topic.
+    pub topic: Option<String>,
+    /// Compression of messages.
+    pub compression: KafkaCompression,
+    /// Speak TLS.
+    pub tls: bool,
+    /// Certificates.
+    pub files: OutputTls,
+    /// How user and password are sent.
+    pub sasl: KafkaSasl,
+    /// File with the user.
+    pub user_file: Option<PathBuf>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// Flows to Loki.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LokiOptions {
+    /// Address; unset: no Loki.
+    pub url: Option<String>,
+    /// Tenant.
+    pub tenant: String,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// Most bytes of one push.
+    pub batch_size: Bytes,
+    /// First pause before a repeat.
+    pub min_backoff: Duration,
+    /// Longest pause before a repeat.
+    pub max_backoff: Duration,
+    /// Labels of every stream.
+    pub static_labels: BTreeMap<String, String>,
+    /// Fields that stay in the line.
+    pub exclude_labels: Vec<String>,
+    /// File with the bearer token.
+    pub token_file: Option<PathBuf>,
+    /// User.
+    pub user: Option<String>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// Certificates.
+    pub files: OutputTls,
+}
+
+/// Certificates of a connection to an output, as PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputTls {
+    /// Do not check the other end's certificate.
+    pub insecure: bool,
+    /// Authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// Own certificate chain; set together with `key`.
+    pub cert: Option<PathBuf>,
+    /// Key of `cert`.
+    pub key: Option<PathBuf>,
+}
+
+/// Metrics made from flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowMetricsOptions {
+    /// Whether they are made.
+    pub enable: bool,
+    /// Put before their names.
+    pub prefix: String,
+    /// Predefined ones, `default` for those that are on by default.
+    pub include: Vec<String>,
+    /// One's own, as a JSON list.
+    pub custom: Option<String>,
+    /// Series of one metric.
+    pub series_max: u32,
+    /// How long a series is kept without new flows.
+    pub expiry: Duration,
 }
 
 /// Disk queue.
@@ -375,6 +463,39 @@ impl AgentConfig {
                 file: None,
                 file_format: FileFormat::Json,
                 stdout: StdoutFormat::Off,
+                flow_format: FlowFormat::Current,
+                kafka: KafkaOptions {
+                    address: Vec::new(),
+                    topic: None,
+                    compression: KafkaCompression::None,
+                    tls: false,
+                    files: OutputTls::default(),
+                    sasl: KafkaSasl::Disabled,
+                    user_file: None,
+                    password_file: None,
+                },
+                loki: LokiOptions {
+                    url: None,
+                    tenant: String::new(),
+                    timeout: Duration::ZERO,
+                    batch_size: Bytes(0),
+                    min_backoff: Duration::ZERO,
+                    max_backoff: Duration::ZERO,
+                    static_labels: BTreeMap::new(),
+                    exclude_labels: Vec::new(),
+                    token_file: None,
+                    user: None,
+                    password_file: None,
+                    files: OutputTls::default(),
+                },
+                flow_metrics: FlowMetricsOptions {
+                    enable: false,
+                    prefix: String::new(),
+                    include: Vec::new(),
+                    custom: None,
+                    series_max: 0,
+                    expiry: Duration::ZERO,
+                },
             },
             queue: QueueConfig {
                 dir: PathBuf::new(),
@@ -414,6 +535,27 @@ impl Default for AgentConfig {
 // === impl OutputsConfig ===
 
 impl OutputsConfig {
+    /// Reads a file with one secret.
+    ///
+    /// # Errors
+    /// When it cannot be read or is empty; names the option.
+    pub fn secret_file(option: &str, path: &std::path::Path) -> Result<Secret, ConfigErrors> {
+        let refuse = |problem: String| {
+            ConfigErrors(vec![ConfigError {
+                option: option.into(),
+                value: Some(path.display().to_string()),
+                origin: None,
+                problem,
+                accepted: Some("a readable file with one line".into()),
+            }])
+        };
+        let text = fs::read_to_string(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+        match text.trim() {
+            "" => Err(refuse("is empty".into())),
+            text => Ok(Secret::new(text)),
+        }
+    }
+
     /// The DataWay servers, each with its token: that of its URL, or the one in `dataway_token_file`. Reads that file;
     /// call it again to follow a rotated token.
     ///

@@ -17,6 +17,7 @@
 //! program makes its flags from [`options()`].
 
 mod address;
+pub mod blacklist;
 mod builder;
 mod check;
 pub mod collector;
@@ -33,8 +34,9 @@ mod words;
 pub use address::{DatawayUrl, Endpoint, HostPort};
 pub use builder::ConfigBuilder;
 pub use config::{
-    AgentConfig, IdentityConfig, KernelConfig, KubernetesConfig, LimitsConfig, LogConfig, NetConfig, NetlogConfig,
-    OutputsConfig, PprofConfig, QueueConfig, SamplingConfig, TlsConfig, TraceConfig, UplinkConfig,
+    AgentConfig, FlowMetricsOptions, IdentityConfig, KafkaOptions, KernelConfig, KubernetesConfig, LimitsConfig,
+    LogConfig, LokiOptions, NetConfig, NetlogConfig, OutputTls, OutputsConfig, PprofConfig, QueueConfig,
+    SamplingConfig, TlsConfig, TraceConfig, UplinkConfig,
 };
 pub use error::{ConfigError, ConfigErrors, EXIT_USAGE};
 pub use secret::Secret;
@@ -42,4 +44,7 @@ pub use source::Source;
 pub use spec::{Group, Kind, OptionSpec, Origin};
 pub use table::options;
 pub use value::{Bytes, Raw};
-pub use words::{DatawayEncoding, FileFormat, L7Flow, LogFormat, Plugin, StdoutFormat, UnknownWord};
+pub use words::{
+    DatawayEncoding, FileFormat, FlowFormat, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, StdoutFormat,
+    UnknownWord,
+};

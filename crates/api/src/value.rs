@@ -88,6 +88,25 @@ pub(crate) fn from_str<T: FromStr<Err: Display>>(raw: &Raw) -> Parsed<T> {
     text(raw)?.parse().map_err(|error: T::Err| error.to_string())
 }
 
+/// A number of hosts with ports.
+pub(crate) fn brokers(raw: &Raw) -> Parsed<Vec<String>> {
+    let hosts: Vec<HostPort> = each(raw)?;
+    Ok(hosts.iter().map(ToString::to_string).collect())
+}
+
+/// An address without anything secret in it.
+pub(crate) fn plain_url(raw: &Raw) -> Parsed<String> {
+    let text = text(raw)?;
+    let url = url::Url::parse(text.trim()).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+        return Err("it is no http:// or https:// address".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err("it holds a user, a password or a query".to_owned());
+    }
+    Ok(text)
+}
+
 pub(crate) fn integer<T>(raw: &Raw, min: T, max: T) -> Parsed<T>
 where
     T: TryFrom<i128> + Into<i128> + Display + Copy,
@@ -316,7 +335,10 @@ show_by_display!(
     words::LogFormat,
     words::DatawayEncoding,
     words::FileFormat,
-    words::StdoutFormat
+    words::StdoutFormat,
+    words::FlowFormat,
+    words::KafkaCompression,
+    words::KafkaSasl
 );
 
 impl<T: Show> Show for Option<T> {

@@ -98,6 +98,42 @@ words! {
 }
 
 words! {
+    /// Types that the fields of flows have.
+    FlowFormat {
+        /// As today's consumers read them.
+        Current = "current",
+        /// As the documented field reference says.
+        Seed = "seed",
+    }
+}
+
+words! {
+    /// Compression of Kafka messages.
+    KafkaCompression {
+        /// None.
+        None = "none",
+        /// gzip
+        Gzip = "gzip",
+        /// snappy
+        Snappy = "snappy",
+    }
+}
+
+words! {
+    /// How user and password are sent to Kafka.
+    KafkaSasl {
+        /// Not at all.
+        Disabled = "Disabled",
+        /// As they are.
+        Plain = "Plain",
+        /// SCRAM-SHA-256
+        ScramSha256 = "ScramSHA256",
+        /// SCRAM-SHA-512
+        ScramSha512 = "ScramSHA512",
+    }
+}
+
+words! {
     /// Format of records written to a file.
     FileFormat {
         /// One JSON object per line.

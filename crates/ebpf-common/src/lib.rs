@@ -9,4 +9,5 @@ pub mod bash;
 pub mod dns;
 pub mod http;
 pub mod net;
+pub mod netlog;
 pub mod tls;

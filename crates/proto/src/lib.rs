@@ -27,6 +27,7 @@ pub const fn batch_field(measurement: records::Measurement) -> u32 {
         records::Measurement::Httpflow => 11,
         records::Measurement::Dnsflow => 12,
         records::Measurement::Bash => 13,
+        records::Measurement::FlowLog => 14,
     }
 }
 
@@ -50,7 +51,8 @@ impl v1::Batch {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         } = self;
-        netflow.len() + httpflow.len() + dnsflow.len() + bash.len()
+        netflow.len() + httpflow.len() + dnsflow.len() + bash.len() + flowlog.len()
     }
 }

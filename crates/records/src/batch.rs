@@ -1,6 +1,6 @@
 //! Records on their way, of all kinds.
 
-use crate::{Bash, Dnsflow, Httpflow, Measurement, Netflow};
+use crate::{Bash, Dnsflow, FlowLog, Httpflow, Measurement, Netflow};
 
 /// Records of one flush, grouped by kind so that encoders run over flat slices.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,6 +13,8 @@ pub struct RecordBatch {
     pub dnsflow: Vec<Dnsflow>,
     /// Measurement `bash`.
     pub bash: Vec<Bash>,
+    /// Flow logs.
+    pub flowlog: Vec<FlowLog>,
 }
 
 /// One record of any kind.
@@ -26,6 +28,8 @@ pub enum AnyRecord {
     Dnsflow(Dnsflow),
     /// Measurement `bash`.
     Bash(Bash),
+    /// A flow log.
+    FlowLog(Box<FlowLog>),
 }
 
 /// The records of a batch, kind by kind.
@@ -35,6 +39,7 @@ pub struct IntoIter {
     httpflow: std::vec::IntoIter<Httpflow>,
     dnsflow: std::vec::IntoIter<Dnsflow>,
     bash: std::vec::IntoIter<Bash>,
+    flowlog: std::vec::IntoIter<FlowLog>,
 }
 
 // === impl RecordBatch ===
@@ -54,6 +59,7 @@ impl RecordBatch {
             Measurement::Httpflow => self.httpflow.len(),
             Measurement::Dnsflow => self.dnsflow.len(),
             Measurement::Bash => self.bash.len(),
+            Measurement::FlowLog => self.flowlog.len(),
         }
     }
 
@@ -70,6 +76,7 @@ impl RecordBatch {
             AnyRecord::Httpflow(record) => self.httpflow.push(record),
             AnyRecord::Dnsflow(record) => self.dnsflow.push(record),
             AnyRecord::Bash(record) => self.bash.push(record),
+            AnyRecord::FlowLog(record) => self.flowlog.push(*record),
         }
     }
 
@@ -80,6 +87,7 @@ impl RecordBatch {
             Measurement::Httpflow => self.httpflow.clear(),
             Measurement::Dnsflow => self.dnsflow.clear(),
             Measurement::Bash => self.bash.clear(),
+            Measurement::FlowLog => self.flowlog.clear(),
         }
     }
 
@@ -90,11 +98,13 @@ impl RecordBatch {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         } = self;
         netflow.retain(|_| keep());
         httpflow.retain(|_| keep());
         dnsflow.retain(|_| keep());
         bash.retain(|_| keep());
+        flowlog.retain(|_| keep());
     }
 
     /// Gives back room that holds no record.
@@ -103,6 +113,7 @@ impl RecordBatch {
         self.httpflow.shrink_to_fit();
         self.dnsflow.shrink_to_fit();
         self.bash.shrink_to_fit();
+        self.flowlog.shrink_to_fit();
     }
 
     /// Memory of the records' own structs, bytes.
@@ -113,8 +124,13 @@ impl RecordBatch {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         } = self;
-        size_of_val(&**netflow) + size_of_val(&**httpflow) + size_of_val(&**dnsflow) + size_of_val(&**bash)
+        size_of_val(&**netflow)
+            + size_of_val(&**httpflow)
+            + size_of_val(&**dnsflow)
+            + size_of_val(&**bash)
+            + size_of_val(&**flowlog)
     }
 }
 
@@ -128,6 +144,7 @@ impl IntoIterator for RecordBatch {
             httpflow: self.httpflow.into_iter(),
             dnsflow: self.dnsflow.into_iter(),
             bash: self.bash.into_iter(),
+            flowlog: self.flowlog.into_iter(),
         }
     }
 }
@@ -143,6 +160,7 @@ impl IntoIter {
             httpflow: self.httpflow.collect(),
             dnsflow: self.dnsflow.collect(),
             bash: self.bash.collect(),
+            flowlog: self.flowlog.collect(),
         }
     }
 }
@@ -160,11 +178,14 @@ impl Iterator for IntoIter {
         if let Some(record) = self.dnsflow.next() {
             return Some(AnyRecord::Dnsflow(record));
         }
-        self.bash.next().map(AnyRecord::Bash)
+        if let Some(record) = self.bash.next() {
+            return Some(AnyRecord::Bash(record));
+        }
+        self.flowlog.next().map(|record| AnyRecord::FlowLog(Box::new(record)))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.netflow.len() + self.httpflow.len() + self.dnsflow.len() + self.bash.len();
+        let left = self.netflow.len() + self.httpflow.len() + self.dnsflow.len() + self.bash.len() + self.flowlog.len();
         (left, Some(left))
     }
 }

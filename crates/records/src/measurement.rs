@@ -13,6 +13,8 @@ pub enum Measurement {
     Dnsflow,
     /// Command lines.
     Bash,
+    /// Flow logs in the NetObserv format. They are no points: [`crate::flowlog`] has their table.
+    FlowLog,
 }
 
 /// Category of DataWay, the last segment of `/v1/write/<category>`.
@@ -28,7 +30,9 @@ pub enum Category {
 
 impl Measurement {
     /// All, in the order in which batches carry them.
-    pub const ALL: [Self; 4] = [Self::Netflow, Self::Httpflow, Self::Dnsflow, Self::Bash];
+    pub const ALL: [Self; 5] = [Self::Netflow, Self::Httpflow, Self::Dnsflow, Self::Bash, Self::FlowLog];
+    /// Those that are points of DataWay.
+    pub const POINTS: [Self; 4] = [Self::Netflow, Self::Httpflow, Self::Dnsflow, Self::Bash];
 
     /// Name on the wire.
     #[must_use]
@@ -38,6 +42,7 @@ impl Measurement {
             Self::Httpflow => "httpflow",
             Self::Dnsflow => "dnsflow",
             Self::Bash => "bash",
+            Self::FlowLog => "flowlog",
         }
     }
 
@@ -45,12 +50,12 @@ impl Measurement {
     #[must_use]
     pub const fn category(self) -> Category {
         match self {
-            Self::Netflow | Self::Httpflow | Self::Dnsflow => Category::Network,
+            Self::Netflow | Self::Httpflow | Self::Dnsflow | Self::FlowLog => Category::Network,
             Self::Bash => Category::Logging,
         }
     }
 
-    /// Its output table.
+    /// Its output table; that of flow logs is [`crate::flowlog::fields::FIELDS`].
     #[must_use]
     pub const fn columns(self) -> &'static [Column] {
         match self {
@@ -58,6 +63,7 @@ impl Measurement {
             Self::Httpflow => httpflow::COLUMNS,
             Self::Dnsflow => dnsflow::COLUMNS,
             Self::Bash => bash::COLUMNS,
+            Self::FlowLog => &[],
         }
     }
 

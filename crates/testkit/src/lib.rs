@@ -7,5 +7,6 @@ pub mod dataway;
 pub mod demo;
 pub mod exactness;
 pub mod kube;
+pub mod loki;
 pub mod service;
 pub mod traffic;

@@ -20,7 +20,8 @@ impl Committer {
         let encoded = if fresh.is_empty() {
             Vec::new()
         } else {
-            self.encoders.encode(&self.plan, fresh)
+            let received = i64::try_from(self.clock.unix_seconds()).unwrap_or(i64::MAX);
+            self.encoders.encode(&self.plan, fresh, received)
         };
         let mut puts: Vec<(usize, u32, u64, BodyMeta, &[u8])> = Vec::new();
         let mut dropped: Vec<(usize, &'static str, u64)> = Vec::new();
@@ -122,7 +123,7 @@ impl Committer {
                 continue;
             };
             match outlet {
-                Outlet::Queue(_) => {}
+                Outlet::Queue(_) | Outlet::Metrics(_) => {}
                 Outlet::File(_) if !marks.iter().any(|(marked, _)| *marked == index) => {}
                 Outlet::File(_) => {
                     let points = points_of(encoded);
@@ -142,12 +143,26 @@ impl Committer {
                 }
             }
         }
+        let received = i64::try_from(self.clock.unix_seconds()).unwrap_or(i64::MAX);
+        for (sink, outlet) in &self.sinks {
+            let Outlet::Metrics(metrics) = outlet else { continue };
+            let mut points = 0;
+            for delivery in fresh {
+                metrics.observe(&delivery.batch.flowlog, received);
+                points += delivery.batch.flowlog.len() as u64;
+            }
+            sink.deliver.entered(points);
+            sink.deliver.emitted(points);
+            if points > 0 {
+                sink.succeeded(points);
+            }
+        }
         Ok(())
     }
 
     pub(super) fn meta(&self, form: &Form, body: &Packed) -> BodyMeta {
         BodyMeta {
-            format: form.format,
+            format: form.body_form(),
             category: body.category,
             gzip: body.gzip,
             points: body.points,

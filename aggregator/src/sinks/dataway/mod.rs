@@ -39,6 +39,14 @@ pub enum ClientError {
         /// What failed.
         why: String,
     },
+    /// The own certificate.
+    #[error("{path}: cannot be used as certificate and key ({why}); give PEM files")]
+    Identity {
+        /// The file.
+        path: String,
+        /// What failed.
+        why: String,
+    },
     /// The rest.
     #[error("HTTP client: {0}")]
     Build(String),
@@ -163,7 +171,7 @@ impl Destination for Client {
 }
 
 /// `ebpf-collector-linux-<arch>/<version>/<hostname>`.
-fn user_agent(hostname: &str) -> String {
+pub(super) fn user_agent(hostname: &str) -> String {
     let hostname: String = hostname.chars().filter(|c| c.is_ascii_graphic()).collect();
     format!(
         "ebpf-collector-linux-{}/{}/{hostname}",
@@ -172,7 +180,7 @@ fn user_agent(hostname: &str) -> String {
     )
 }
 
-fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ClientError> {
+pub(super) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ClientError> {
     let refused = |why: String| ClientError::CaFile {
         path: path.display().to_string(),
         why,
@@ -186,7 +194,7 @@ fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ClientError> {
     Ok(certificates)
 }
 
-async fn read_answer(mut response: reqwest::Response) -> String {
+pub(super) async fn read_answer(mut response: reqwest::Response) -> String {
     let mut bytes = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         bytes.extend_from_slice(&chunk);
@@ -199,7 +207,7 @@ async fn read_answer(mut response: reqwest::Response) -> String {
 }
 
 /// An error with its causes; reqwest's own text says little without them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -211,7 +219,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Seconds or an HTTP date.
-fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
+pub(super) fn parse_retry_after(text: &str, now: jiff::Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{BUILT_FEATURES, DATAWAY_TOKEN_FILE, EbpfCollectorSpec, policy};
 use crate::{
-    AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, FileFormat, LogFormat, Raw,
-    StdoutFormat, builder::without_token,
+    AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, FileFormat, FlowFormat,
+    KafkaCompression, LogFormat, Raw, StdoutFormat, builder::without_token,
 };
 
 /// The value of an option, as a field of the object gives it.
@@ -43,6 +43,21 @@ pub const NOT_IN_OBJECT: &[(&str, &str)] = &[
         "queue_dir",
         "the operator mounts the queue's volume at a place of its own",
     ),
+    ("kafka_tls_ca", "it is a file; this build mounts no Secret for it"),
+    ("kafka_tls_cert", "it is a file; this build mounts no Secret for it"),
+    ("kafka_tls_key", "it is a file; this build mounts no Secret for it"),
+    ("kafka_sasl", "it takes files; this build mounts no Secret for them"),
+    ("kafka_user_file", "it is a file; this build mounts no Secret for it"),
+    (
+        "kafka_password_file",
+        "it is a file; this build mounts no Secret for it",
+    ),
+    ("loki_token_file", "it is a file; this build mounts no Secret for it"),
+    ("loki_user", "it takes a file; this build mounts no Secret for it"),
+    ("loki_password_file", "it is a file; this build mounts no Secret for it"),
+    ("loki_tls_ca", "it is a file; this build mounts no Secret for it"),
+    ("loki_tls_cert", "it is a file; this build mounts no Secret for it"),
+    ("loki_tls_key", "it is a file; this build mounts no Secret for it"),
     ("admin_listen", "the operator sets the port that its probes ask"),
     ("datakit_apiserver", "it has no effect"),
     ("log", "it has no effect"),
@@ -145,6 +160,36 @@ static FIELDS: &[Field] = &[
     field!(Aggregator "output_file" "outputs.file.path" outputs.file.path),
     field!(Aggregator "output_format" "outputs.file.format" outputs.file.format),
     field!(Aggregator "output_stdout" "outputs.stdout" outputs.stdout),
+    field!(Aggregator "kafka_address" "outputs.kafka.address" outputs.kafka.address),
+    field!(Aggregator "kafka_topic" "outputs.kafka.topic" outputs.kafka.topic),
+    field!(Aggregator "kafka_compression" "outputs.kafka.compression" outputs.kafka.compression),
+    field!(Aggregator "kafka_tls" "outputs.kafka.tls.enable" = |spec| {
+        let tls = spec.outputs.as_ref()?.kafka.as_ref()?.tls.as_ref()?;
+        Some(tls.enable.unwrap_or(true).to_raw())
+    }),
+    field!(Aggregator "kafka_tls_insecure" "outputs.kafka.tls.insecureSkipVerify" outputs.kafka.tls.insecure_skip_verify),
+    field!(Aggregator "flow_format" "outputs.flowFormat" outputs.flow_format),
+    field!(Aggregator "loki_url" "outputs.loki.url" outputs.loki.url),
+    field!(Aggregator "loki_tenant" "outputs.loki.tenant" outputs.loki.tenant),
+    field!(Aggregator "loki_timeout" "outputs.loki.writeTimeout" outputs.loki.write_timeout),
+    field!(Aggregator "loki_batch_size" "outputs.loki.writeBatchSize" outputs.loki.write_batch_size),
+    field!(Aggregator "loki_min_backoff" "outputs.loki.writeMinBackoff" outputs.loki.write_min_backoff),
+    field!(Aggregator "loki_max_backoff" "outputs.loki.writeMaxBackoff" outputs.loki.write_max_backoff),
+    field!(Aggregator "loki_static_labels" "outputs.loki.staticLabels" outputs.loki.static_labels),
+    field!(Aggregator "loki_exclude_labels" "outputs.loki.excludeLabels" outputs.loki.exclude_labels),
+    field!(Aggregator "loki_tls_insecure" "outputs.loki.tls.insecureSkipVerify" outputs.loki.tls.insecure_skip_verify),
+    field!(Aggregator "flow_metrics" "outputs.prometheus.enable" = |spec| {
+        let metrics = spec.outputs.as_ref()?.prometheus.as_ref()?;
+        Some(metrics.enable.unwrap_or(true).to_raw())
+    }),
+    field!(Aggregator "flow_metrics_prefix" "outputs.prometheus.prefix" outputs.prometheus.prefix),
+    field!(Aggregator "flow_metrics_include" "outputs.prometheus.includeList" outputs.prometheus.include_list),
+    field!(Aggregator "flow_metrics_custom" "outputs.prometheus.metrics" = |spec| {
+        let metrics = spec.outputs.as_ref()?.prometheus.as_ref()?.metrics.as_ref()?;
+        Some(Raw::Text(serde_json::to_string(metrics).ok()?))
+    }),
+    field!(Aggregator "flow_metrics_series_max" "outputs.prometheus.seriesMax" outputs.prometheus.series_max),
+    field!(Aggregator "flow_metrics_expiry" "outputs.prometheus.expiry" outputs.prometheus.expiry),
     field!(Aggregator "queue_max_size" "aggregator.queue.size" aggregator.queue.size),
     field!(Aggregator "queue_max_age" "aggregator.queue.age" aggregator.queue.age),
     field!(Aggregator "log_level" "aggregator.log.level" aggregator.log.level),
@@ -180,7 +225,9 @@ text!(
     LogFormat,
     DatawayEncoding,
     FileFormat,
-    StdoutFormat
+    StdoutFormat,
+    FlowFormat,
+    KafkaCompression
 );
 
 impl<T: ToString> ToRaw for Vec<T> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{cel, object::object};
-use crate::{DatawayEncoding, FileFormat, StdoutFormat};
+use crate::{DatawayEncoding, FileFormat, FlowFormat, KafkaCompression, StdoutFormat};
 
 object! {
     /// DataWay servers; each gets every record.
@@ -43,6 +43,9 @@ object! {
         stdout: StdoutFormat,
         /// Write records to a file in the aggregator's pod too.
         file: FileOutput,
+        /// Types of the fields of flows in Kafka and Loki.
+        #[schemars(extend("default" = "current"))]
+        flow_format: FlowFormat,
         /// Flows in the NetObserv format to a Kafka topic.
         kafka: KafkaOutput,
         /// Flows in the NetObserv format to Loki.
@@ -73,6 +76,9 @@ object! {
         /// Topic.
         #[schemars(length(min = 1, max = 249))]
         topic: String,
+        /// Compression of messages.
+        #[schemars(extend("default" = "snappy"))]
+        compression: KafkaCompression,
         /// TLS; without it none.
         tls: TlsSpec,
         /// User and password; without it none.
@@ -158,6 +164,9 @@ object! {
         /// Metrics of one's own.
         #[schemars(length(max = 64))]
         metrics: Vec<MetricItem>,
+        /// Series of one metric; flows beyond them are summed up in one whose labels are all `other`.
+        #[schemars(range(min = 1, max = 1000000), extend("default" = 10000))]
+        series_max: u32,
         /// A series without new flows for this long is dropped.
         #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "2m"))]
         expiry: String,
@@ -281,17 +290,29 @@ impl DatawaySpec {
 // === impl OutputsSpec ===
 
 impl OutputsSpec {
-    /// Outputs that are set and that this build has no sink for.
+    /// Outputs, and parts of them, that are set and that this build does not carry out.
     #[must_use]
     pub fn not_built(&self) -> Vec<&'static str> {
+        let (kafka, loki) = (self.kafka.as_ref(), self.loki.as_ref());
+        let kafka_tls = kafka.and_then(|kafka| kafka.tls.as_ref());
+        let loki_tls = loki.and_then(|loki| loki.tls.as_ref());
+        let certificates = |tls: &TlsSpec| tls.ca_cert.is_some() || tls.user_cert.is_some() || tls.user_key.is_some();
         [
-            ("kafka", self.kafka.is_some()),
-            ("loki", self.loki.is_some()),
+            ("kafka.tls (its Secrets)", kafka_tls.is_some_and(certificates)),
             (
-                "prometheus",
-                self.prometheus
-                    .as_ref()
-                    .is_some_and(|prometheus| prometheus.enable != Some(false)),
+                "kafka.sasl",
+                kafka
+                    .and_then(|kafka| kafka.sasl.as_ref()?.r#type.as_deref())
+                    .is_some_and(|kind| kind != "Disabled"),
+            ),
+            ("loki.tls (its Secrets)", loki_tls.is_some_and(certificates)),
+            (
+                "loki.tokenSecretRef",
+                loki.is_some_and(|loki| loki.token_secret_ref.is_some()),
+            ),
+            (
+                "loki.writeBatchWait",
+                loki.is_some_and(|loki| loki.write_batch_wait.is_some()),
             ),
             ("otlp", self.otlp.is_some()),
         ]

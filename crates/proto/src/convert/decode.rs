@@ -120,6 +120,20 @@ pub enum DecodeError {
         /// The bound, bytes.
         max: usize,
     },
+    /// A value out of its range.
+    #[error("batch.{kind}[{record}].{field} is {value}: accepted is {accepted}")]
+    Range {
+        /// Field of the batch.
+        kind: &'static str,
+        /// Index of the record.
+        record: usize,
+        /// Field of the record.
+        field: &'static str,
+        /// The value.
+        value: u64,
+        /// What would be.
+        accepted: &'static str,
+    },
     /// A port beyond 65535.
     #[error("batch.{kind}[{record}].{field} is {value}: accepted is at most {max}")]
     Port {
@@ -138,7 +152,7 @@ pub enum DecodeError {
 
 /// Where in a batch a record stands.
 #[derive(Clone, Copy)]
-struct At<'a> {
+pub(super) struct At<'a> {
     decoder: &'a StreamDecoder,
     kind: &'static str,
     record: usize,
@@ -162,6 +176,7 @@ impl DecodeError {
             Self::Address { .. } => "address",
             Self::Port { .. } => "port",
             Self::Line { .. } => "line",
+            Self::Range { .. } => "range",
         }
     }
 }
@@ -192,6 +207,7 @@ impl StreamDecoder {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         } = batch;
         self.learn(seq, strings)?;
         if records > limits::MAX_BATCH_RECORDS {
@@ -205,6 +221,7 @@ impl StreamDecoder {
             httpflow: self.each("httpflow", httpflow, At::httpflow)?,
             dnsflow: self.each("dnsflow", dnsflow, At::dnsflow)?,
             bash: self.each("bash", bash, At::bash)?,
+            flowlog: self.each("flowlog", flowlog, At::flowlog)?,
         };
         Ok((seq, batch))
     }
@@ -281,7 +298,7 @@ impl StreamDecoder {
 // === impl At ===
 
 impl At<'_> {
-    fn text(self, field: &'static str, id: u32) -> Result<Str, DecodeError> {
+    pub(super) fn text(self, field: &'static str, id: u32) -> Result<Str, DecodeError> {
         let texts = &self.decoder.texts;
         usize::try_from(id)
             .ok()
@@ -296,7 +313,7 @@ impl At<'_> {
             })
     }
 
-    fn address(
+    pub(super) fn address(
         self,
         field: &'static str,
         v4: Option<u32>,
@@ -392,6 +409,27 @@ impl At<'_> {
             workload_type: self.text("k8s.workload_type", *workload_type)?,
             labels,
         })))
+    }
+
+    /// The value if it is accepted.
+    pub(super) fn range<T: TryFrom<u64>>(
+        self,
+        field: &'static str,
+        value: impl Into<u64>,
+        accepted: &'static str,
+    ) -> Result<T, DecodeError> {
+        let value = value.into();
+        T::try_from(value).map_err(|_| self.refused(field, value, accepted))
+    }
+
+    pub(super) fn refused(self, field: &'static str, value: u64, accepted: &'static str) -> DecodeError {
+        DecodeError::Range {
+            kind: self.kind,
+            record: self.record,
+            field,
+            value,
+            accepted,
+        }
     }
 
     fn unknown(self, field: &'static str, value: i32) -> DecodeError {

@@ -49,7 +49,10 @@ const TEXT_OVERHEAD: usize = 4 + 3;
 /// than [`limits::MAX_STRING_BYTES`], so the record can not be sent.
 #[must_use]
 pub fn wire_bound(record: &AnyRecord) -> Option<usize> {
-    let mut sum = RECORD_BOUND;
+    let mut sum = match record {
+        AnyRecord::FlowLog(record) => super::flowlog::bound(record),
+        _ => RECORD_BOUND,
+    };
     let mut fits = true;
     for_each_text(record, |text| {
         sum += text.len() + TEXT_OVERHEAD;
@@ -91,6 +94,7 @@ fn for_each_text<'a>(record: &'a AnyRecord, mut visit: impl FnMut(&'a Str)) {
             visit(cmd);
             (k8s, &None)
         }
+        AnyRecord::FlowLog(record) => return super::flowlog::for_each_text(record, visit),
     };
     for k8s in [local, remote].into_iter().flatten() {
         let K8sEndpoint {
@@ -156,6 +160,7 @@ impl StreamEncoder {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         } = batch;
         let first_id = self.next_id();
         let mut texts = Texts {
@@ -178,6 +183,10 @@ impl StreamEncoder {
             .iter()
             .map(|record| texts.bash(record))
             .collect::<Result<Vec<_>, _>>()?;
+        let flowlog = flowlog
+            .iter()
+            .map(|record| texts.flowlog(record))
+            .collect::<Result<Vec<_>, _>>()?;
         let new = texts.new;
         let strings = (reset || !new.is_empty()).then_some(v1::Strings {
             reset,
@@ -191,6 +200,7 @@ impl StreamEncoder {
             httpflow,
             dnsflow,
             bash,
+            flowlog,
         })
     }
 
@@ -201,13 +211,13 @@ impl StreamEncoder {
 }
 
 /// One batch's view of the encoder's texts.
-struct Texts<'a> {
+pub(super) struct Texts<'a> {
     encoder: &'a mut StreamEncoder,
     new: Vec<String>,
 }
 
 impl Texts<'_> {
-    fn number(&mut self, text: &Str) -> Result<u32, EncodeError> {
+    pub(super) fn number(&mut self, text: &Str) -> Result<u32, EncodeError> {
         if text.is_empty() {
             return Ok(0);
         }
@@ -482,7 +492,7 @@ impl Texts<'_> {
 }
 
 /// The three address fields. A v4-mapped IPv6 address is sent as the IPv4 address it is.
-fn address(ip: IpAddr) -> (Option<u32>, Option<u64>, Option<u64>) {
+pub(super) fn address(ip: IpAddr) -> (Option<u32>, Option<u64>, Option<u64>) {
     match ip.to_canonical() {
         IpAddr::V4(v4) => (Some(v4.to_bits()), None, None),
         IpAddr::V6(v6) => {

@@ -6,6 +6,7 @@
 mod decode;
 mod encode;
 mod features;
+mod flowlog;
 mod hello;
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,12 @@ use std::{
 use proptest::{collection::vec, option, prelude::*};
 use prost::Message as _;
 use records::{
-    AnyRecord, Bash, Direction, Dnsflow, Endpoint, Family, Flow, Httpflow, K8sEndpoint, Netflow, Port, Question,
-    RecordBatch, Str, Transport,
+    AnyRecord, Bash, Direction, Dnsflow, Endpoint, Family, Flow, FlowLog, Httpflow, K8sEndpoint, Netflow, Port,
+    Question, RecordBatch, Str, Transport,
+    flowlog::{
+        FlowConversation, FlowDirection, FlowDns, FlowDnsAnswer, FlowDrops, FlowEvent, FlowInterface, FlowL4,
+        FlowLayer, FlowPeer, FlowRecordType, FlowTotals, FlowXlat,
+    },
 };
 
 use super::*;
@@ -169,12 +173,24 @@ fn bash() -> BoxedStrategy<Bash> {
         .boxed()
 }
 
+include!("../../../records/tests/common/flowlog.rs");
+
+fn flowlog() -> BoxedStrategy<FlowLog> {
+    (vec(any::<u64>(), 97), vec(text(), 7))
+        .prop_map(|(numbers, texts)| {
+            let (mut numbers, mut texts) = (numbers.into_iter().cycle(), texts.into_iter().cycle());
+            flowlog_of(&mut || numbers.next().unwrap(), &mut || texts.next().unwrap())
+        })
+        .boxed()
+}
+
 fn any_record() -> impl Strategy<Value = AnyRecord> {
     prop_oneof![
         netflow().prop_map(AnyRecord::Netflow),
         httpflow().prop_map(AnyRecord::Httpflow),
         dnsflow().prop_map(AnyRecord::Dnsflow),
         bash().prop_map(AnyRecord::Bash),
+        flowlog().prop_map(|flow| AnyRecord::FlowLog(Box::new(flow))),
     ]
 }
 

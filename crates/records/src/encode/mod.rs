@@ -15,7 +15,7 @@ mod plan;
 mod protobuf;
 mod row;
 mod table;
-mod text;
+pub(crate) mod text;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -114,11 +114,11 @@ impl PointEncoder {
     pub fn new(format: Format, globals: &Globals, options: EncodeOptions) -> Self {
         let columns = |measurement| plan::columns(measurement, format, options);
         let reserved = |key: &str| {
-            let mut all = Measurement::ALL.into_iter().flat_map(columns);
+            let mut all = Measurement::POINTS.into_iter().flat_map(columns);
             all.any(|column| column.name == key && !column.is_default())
                 || (format == Format::Json && json::RESERVED.contains(&key))
         };
-        let tags = Measurement::ALL
+        let tags = Measurement::POINTS
             .map(|kind| columns(kind).filter(|column| column.role == Role::Tag).count())
             .into_iter()
             .fold(0, usize::max);

@@ -23,6 +23,7 @@ pub const fn table_header(measurement: Measurement) -> &'static str {
             "TIME      PROTO DIR LOCAL                  REMOTE                   COUNT RCODE   LATENCY_US       MAX_US QUERY\n"
         }
         Measurement::Bash => "TIME          PID USER             COMMAND\n",
+        Measurement::FlowLog => "",
     }
 }
 
@@ -51,6 +52,8 @@ pub(super) fn encode(measurement: Measurement, row: &impl Row, out: &mut Vec<u8>
             shown(row.text(TextOf::Cmd), usize::MAX),
             cut(row),
         ),
+        // Never asked for: flow logs are no points.
+        Measurement::FlowLog => Ok(()),
     };
 }
 

@@ -14,7 +14,7 @@ use crate::{IpType, K8sEndpoint, Port, column::K8sKey};
 
 /// Appends to a buffer that was grown in advance, so that single writes need no growth check. The bytes behind the
 /// position are scratch; [`Cursor::finish`] cuts them off.
-pub(super) struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     pub(super) out: &'a mut Vec<u8>,
     pub(super) at: usize,
 }
@@ -55,7 +55,7 @@ const fn octets() -> [[u8; 4]; 256] {
 impl<'a> Cursor<'a> {
     /// Starts at the end of `out` with `room` bytes to write into.
     #[inline]
-    pub(super) fn new(out: &'a mut Vec<u8>, room: usize) -> Self {
+    pub(crate) fn new(out: &'a mut Vec<u8>, room: usize) -> Self {
         let at = out.len();
         let mut cursor = Self { out, at };
         cursor.room(room);
@@ -72,7 +72,7 @@ impl<'a> Cursor<'a> {
 
     /// Cuts off the scratch.
     #[inline]
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         self.out.truncate(self.at);
     }
 
@@ -122,7 +122,7 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
-    pub(super) fn ip(&mut self, ip: IpAddr) {
+    pub(crate) fn ip(&mut self, ip: IpAddr) {
         match ip {
             IpAddr::V4(v4) => self.ipv4(v4),
             IpAddr::V6(v6) => self.ipv6(v6),
