@@ -25,6 +25,38 @@ pub const PRODUCT: &str = "docker.io/ec-e2e/ebpf-collector:e2e";
 /// Users of the workload's image.
 const PASSWD: &str = "root:x:0:0:root:/:/usr/bin/bash\nworker:x:1000:1000::/:/usr/bin/bash\n";
 
+/// Its groups, which nginx asks for.
+const GROUP: &str = "root:x:0:\n";
+
+/// A server of TLS that writes down what it served: method, path, status, bytes sent, version.
+const NGINX: &str = r#"
+user root root;
+daemon off;
+master_process off;
+pid /nginx.pid;
+error_log /dev/stderr;
+events {}
+http {
+    log_format served "$request_method $uri $status $bytes_sent $server_protocol";
+    access_log /dev/stdout served;
+    client_body_temp_path /body;
+    proxy_temp_path /proxy;
+    fastcgi_temp_path /fastcgi;
+    uwsgi_temp_path /uwsgi;
+    scgi_temp_path /scgi;
+    server {
+        listen 7601 ssl http2;
+        listen [::]:7601 ssl http2;
+        ssl_certificate /etc/cert.pem;
+        ssl_certificate_key /etc/key.pem;
+        location /short { return 200 "some words"; }
+        location /none { return 404 "none"; }
+        location /post { return 201; }
+        location /warm { return 204; }
+    }
+}
+"#;
+
 /// What goes into an image.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
@@ -92,10 +124,8 @@ pub fn write(image: &Image, archive: &Path) -> anyhow::Result<()> {
 /// A program is missing.
 pub fn write_all(dist: &Path, programs: Option<&Path>, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    let passwd = directory.join("passwd");
-    fs::write(&passwd, PASSWD).with_context(|| format!("write {}", passwd.display()))?;
     let mut all = vec![
-        ("workload.tar", workload(dist, &passwd)?),
+        ("workload.tar", workload(dist, directory)?),
         ("ebpf-collector.tar", product(dist)),
     ];
     if let Some(programs) = programs {
@@ -129,33 +159,51 @@ fn dns(programs: &Path) -> Image {
     }
 }
 
-fn workload(dist: &Path, passwd: &Path) -> anyhow::Result<Image> {
-    let mut files: Vec<(String, PathBuf)> = ["traffic", "dataway-stub"]
+fn workload(dist: &Path, written: &Path) -> anyhow::Result<Image> {
+    let mut files: BTreeMap<String, PathBuf> = ["traffic", "dataway-stub"]
         .map(|name| (format!("usr/bin/{name}"), dist.join("test").join(name)))
         .into();
-    files.push(("etc/passwd".to_owned(), passwd.to_owned()));
-    files.extend(shell()?);
+    let signed = rcgen::generate_simple_self_signed(vec!["e2e".to_owned()]).context("make a certificate")?;
+    for (path, content) in [
+        ("etc/passwd", PASSWD),
+        ("etc/group", GROUP),
+        ("etc/nginx.conf", NGINX),
+        ("etc/cert.pem", &signed.cert.pem()),
+        ("etc/key.pem", &signed.signing_key.serialize_pem()),
+    ] {
+        let file = written.join(path.replace('/', "-"));
+        fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
+        files.insert(path.to_owned(), file);
+    }
+    for (path, program) in [
+        ("usr/bin/bash", "/bin/bash"),
+        ("usr/bin/curl", "/usr/bin/curl"),
+        ("usr/bin/nginx", "/usr/sbin/nginx"),
+    ] {
+        files.extend(with_libraries(path, Path::new(program))?);
+    }
     Ok(Image {
         name: WORKLOAD.to_owned(),
-        files,
+        files: files.into_iter().collect(),
         environment: [("PATH".to_owned(), "/usr/bin".to_owned())].into(),
         ..Image::default()
     })
 }
 
-/// This machine's bash, with the libraries that it is linked to at the paths where it looks for them.
-fn shell() -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let bash = fs::canonicalize("/bin/bash").context("find /bin/bash, for pods with a shell")?;
-    let output = Command::new("ldd").arg(&bash).output().context("start ldd")?;
+/// A program of this machine, with the libraries that it is linked to at the paths where it looks for them.
+fn with_libraries(path: &str, program: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let program =
+        fs::canonicalize(program).with_context(|| format!("find {}, for pods that run it", program.display()))?;
+    let output = Command::new("ldd").arg(&program).output().context("start ldd")?;
     anyhow::ensure!(
         output.status.success(),
         "ldd {} ended with {}",
-        bash.display(),
+        program.display(),
         output.status
     );
     let text = String::from_utf8_lossy(&output.stdout);
     let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
-    let mut files = vec![("usr/bin/bash".to_owned(), bash)];
+    let mut files = vec![(path.to_owned(), program)];
     files.extend(libraries.map(|path| (path.trim_start_matches('/').to_owned(), PathBuf::from(path))));
     Ok(files)
 }

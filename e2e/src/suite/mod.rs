@@ -3,13 +3,14 @@
 //! Data flow: [`run`] makes a [`world::World`], installs the chart, applies the object and takes the tests in their order; each
 //! prints what it measured, and one that fails does not keep the others from running.
 //!
-//! - [`names`], [`nat`], [`requests`], [`lookups`], [`shells`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
+//! - [`names`], [`nat`], [`requests`], [`encrypted`], [`lookups`], [`shells`], [`toggle`], [`churn`], [`faults`], [`cost`], [`removal`] are the tests;
 //! - [`api`] asks the API server, [`stub`] reads what arrived at the DataWay stub, [`workloads`] makes manifests;
 //! - [`truth`] says what the API says about the ends of flows.
 
 pub mod api;
 pub mod churn;
 pub mod cost;
+pub mod encrypted;
 pub mod faults;
 pub mod lookups;
 pub mod names;
@@ -43,6 +44,8 @@ pub enum Test {
     Nat,
     /// HTTP requests between pods
     Requests,
+    /// The same in TLS
+    Encrypted,
     /// DNS of pods
     Lookups,
     /// What is typed into shells of pods
@@ -118,6 +121,7 @@ pub async fn run(cluster: Cluster, dist: PathBuf, options: &Options) -> anyhow::
             Test::Names => names::run(&mut world).await,
             Test::Nat => nat::run(&mut world).await,
             Test::Requests => requests::run(&mut world).await,
+            Test::Encrypted => encrypted::run(&mut world).await,
             Test::Lookups => lookups::run(&mut world).await,
             Test::Shells => shells::run(&mut world).await,
             Test::Toggle => toggle::run(&mut world).await,

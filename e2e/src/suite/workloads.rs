@@ -28,6 +28,17 @@ pub fn traffic(name: &str, arguments: &str) -> Value {
     })
 }
 
+/// A container that runs another program of the workload's image.
+#[must_use]
+pub fn program(name: &str, command: &[&str]) -> Value {
+    json!({
+        "name": name,
+        "image": images::WORKLOAD,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+    })
+}
+
 /// What a role of `traffic` counted: the last report among what it wrote.
 #[must_use]
 pub fn report(text: &str) -> Option<Report> {

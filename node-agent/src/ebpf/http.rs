@@ -162,7 +162,10 @@ impl HttpObject {
     /// # Errors
     /// If the kernel has no iterator of sockets that may mark them (5.11), or a namespace cannot be entered.
     pub fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<usize> {
-        anyhow::ensure!(self.marks_older, "program {OLDER} is refused by the option refuse_programs");
+        anyhow::ensure!(
+            self.marks_older,
+            "program {OLDER} is refused by the option refuse_programs"
+        );
         let program: &mut Iter = self
             .ebpf
             .program_mut(OLDER)

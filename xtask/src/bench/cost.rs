@@ -66,7 +66,10 @@ fn measure(bench: &Bench, document: &mut Document, reads: Reads) -> Result<()> {
         target: format!("<= {MOST_VERIFIED_INSNS}"),
         met: most > 0 && most <= MOST_VERIFIED_INSNS,
     });
-    let mut text = format!("{:16} {:>12} {:>10} {:>15}", "program", "runs", "ns/run", "verified insns");
+    let mut text = format!(
+        "{:16} {:>12} {:>10} {:>15}",
+        "program", "runs", "ns/run", "verified insns"
+    );
     for program in &own {
         let each = program.run_time_ns as f64 / program.runs.max(1) as f64;
         text.push_str(&format!(
@@ -75,7 +78,10 @@ fn measure(bench: &Bench, document: &mut Document, reads: Reads) -> Result<()> {
         ));
     }
     document.text(
-        &format!("Kernel programs during TCP churn{} (as the statistics have it)", reads.title()),
+        &format!(
+            "Kernel programs during TCP churn{} (as the statistics have it)",
+            reads.title()
+        ),
         &text,
     );
     Ok(())

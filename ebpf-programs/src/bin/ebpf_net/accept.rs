@@ -13,7 +13,7 @@ use ebpf_programs::{memory::cleared, net::state};
 
 use crate::{
     kernel::{
-        Memory, Probed, Process, current_process_by_task, current_task, forked_at, page_faults, is_left_out, read,
+        Memory, Probed, Process, current_process_by_task, current_task, forked_at, is_left_out, page_faults, read,
         read_netns, sock_of_fd, tcp_of, voluntary_switches,
     },
     maps::{CONNS, EXECUTED, INHERITED, LAST_ACCEPT, config, offsets},
@@ -219,11 +219,7 @@ fn accepted<M: Memory>(tcp: M) {
         }
     } else {
         let state = tcp.u8(offsets().state) as u32;
-        if !on
-            || state == state::CLOSE
-            || tcp.u16(offsets().protocol) != IPPROTO_TCP
-            || is_left_out(tcp, config)
-        {
+        if !on || state == state::CLOSE || tcp.u16(offsets().protocol) != IPPROTO_TCP || is_left_out(tcp, config) {
             return;
         }
         id = now();
