@@ -273,11 +273,11 @@ mod tests {
     fn what_has_no_effect_is_listed() {
         let object = object(json!({
             "agent": { "image": "x", "hostRoot": "/host" }, "aggregator": { "replicas": 2 },
-            "outputs": { "stdout": "json", "loki": { "url": "http://loki:3100" }, "prometheus": { "enable": false } },
+            "outputs": { "stdout": "json", "loki": { "url": "http://loki:3100", "tokenSecretRef": { "name": "s" } }, "prometheus": { "enable": false } },
         }));
         assert_eq!(
             without_effect(&object),
-            ["spec.aggregator.replicas", "spec.outputs.loki"]
+            ["spec.aggregator.replicas", "spec.outputs.loki.tokenSecretRef"]
         );
         for nothing in [
             json!({ "aggregator": { "replicas": 1 } }),

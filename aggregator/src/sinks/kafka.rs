@@ -6,7 +6,7 @@
 //! which a reader tells such a repeat. The partition is chosen as the clients of Kafka itself do (murmur2).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -114,12 +114,25 @@ impl KafkaClient {
     }
 
     async fn partitions(&self, client: &Client) -> Result<Topic, Failure> {
-        let topics = client.list_topics().await.map_err(|error| self.failure(&error))?;
-        // A topic that nobody made may be made by the first request that names it, if the brokers are set so.
-        let numbers = topics
-            .into_iter()
-            .find(|topic| topic.name == self.config.topic)
-            .map_or_else(|| [0].into(), |topic| topic.partitions);
+        let mut numbers = self.listed(client).await?;
+        if numbers.is_empty() {
+            // Who names a topic in a request makes it, if the brokers are set so. Only then is known how many partitions it
+            // has, and with that where a key belongs.
+            let topic = self.config.topic.clone();
+            client
+                .partition_client(topic, 0, UnknownTopicHandling::Retry)
+                .await
+                .map_err(|error| self.failure(&error))?;
+            numbers = self.listed(client).await?;
+        }
+        if numbers.is_empty() {
+            return Err(Failure {
+                kind: "no_topic",
+                text: format!("the brokers have no topic `{}`, and do not make it", self.config.topic),
+                slowly: false,
+                final_: false,
+            });
+        }
         let open = numbers
             .into_iter()
             .map(|number| client.partition_client(self.config.topic.clone(), number, UnknownTopicHandling::Retry));
@@ -128,6 +141,13 @@ impl KafkaClient {
             partitions.push(Arc::new(client.map_err(|error| self.failure(&error))?));
         }
         Ok(Topic { partitions })
+    }
+
+    /// Numbers of the topic's partitions; none if there is no such topic.
+    async fn listed(&self, client: &Client) -> Result<BTreeSet<i32>, Failure> {
+        let topics = client.list_topics().await.map_err(|error| self.failure(&error))?;
+        let topic = topics.into_iter().find(|topic| topic.name == self.config.topic);
+        Ok(topic.map(|topic| topic.partitions).unwrap_or_default())
     }
 
     async fn produce(&self, body: &QueuedBody) -> Result<(), Failure> {

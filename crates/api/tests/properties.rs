@@ -41,9 +41,19 @@ fn accepted(key: &str) -> BoxedStrategy<String> {
                     .join(",")
             })
             .boxed(),
+        "kafka_compression" => prop_oneof!["none", "gzip"].boxed(),
+        "loki_static_labels" => "[a-z]{1,5}=[a-z]{1,5}".boxed(),
+        "loki_batch_size" => (1_u64 << 10..=64 << 20).prop_map(|n| format!("{n}B")).boxed(),
+        "loki_url" => "https?://[a-z]{1,8}(:[1-9][0-9]{1,3})?".boxed(),
+        "flow_metrics_include" => prop_oneof!["default,node_flows", "node_flows"].boxed(),
         "trace_env_list" | "trace_name_list" | "workload_labels" => "[a-zA-Z][a-z]{0,6}(,[A-Z]{1,5}){0,3}".boxed(),
         "trace_server" => "[a-z]{1,8}:[1-9][0-9]{1,3}".boxed(),
-        "netlog_blacklist" | "hostname" | "service" => "[^\\p{C}\\s]([^\\p{C}]{0,20}[^\\p{C}\\s])?".boxed(),
+        "netlog_blacklist" => {
+            "(udp|src_port (==|<) [1-9]{1,4}|!ipv6)( \\|\\| has_prefix\\(k8s_src_pod, ['\"][a-z]{0,5}['\"]\\))?"
+                .prop_filter("quotes that match", |text| text.matches('"').count() % 2 == 0)
+                .boxed()
+        }
+        "hostname" | "service" => "[^\\p{C}\\s]([^\\p{C}]{0,20}[^\\p{C}\\s])?".boxed(),
         "queue_dir" | "output_file" | "tls_ca" | "host_root" => "/[^\\p{C}\\s]{1,20}".boxed(),
         "output_stdout" => prop_oneof!["off", "json", "table"].boxed(),
         "admin_listen" => "127\\.0\\.0\\.[1-9]:[1-9][0-9]{0,3}".boxed(),
@@ -72,6 +82,11 @@ const KEYS: &[&str] = &[
     "workload_labels",
     "trace_server",
     "netlog_blacklist",
+    "kafka_compression",
+    "loki_static_labels",
+    "loki_batch_size",
+    "loki_url",
+    "flow_metrics_include",
     "hostname",
     "service",
     "queue_dir",

@@ -68,8 +68,9 @@ fn the_page_of_measurements_is_current() {
         "# Measurements\n\nGenerated from the output tables in `crates/records`; after a change run\n\
          `UPDATE_DOCS=1 cargo test -p ec-records --test conformance`.\n\n\
          Every record also carries the agent's global tags: `host` and the configured extra tags. Times are nanoseconds\n\
-         since the Unix epoch.\n\n{}",
-        measurements.join("\n")
+         since the Unix epoch.\n\n{}\n{}",
+        measurements.join("\n"),
+        ec_records::flowlog::fields::markdown(),
     );
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &page).expect("write docs/MEASUREMENTS.md");

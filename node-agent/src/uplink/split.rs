@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use proto::convert::wire_bound;
-use records::{AnyRecord, IntoIter, K8sEndpoint, RecordBatch, Str};
+use records::{AnyRecord, IntoIter, K8sEndpoint, RecordBatch, Str, flowlog::FlowPeer};
 
 /// One message's worth of records.
 #[derive(Debug)]
@@ -135,5 +135,27 @@ fn heap_bytes(record: &AnyRecord) -> usize {
             own + flow + k8s(&it.flow.local_k8s) + k8s(&it.flow.remote_k8s)
         }
         AnyRecord::Bash(it) => text(&it.user) + text(&it.cmd) + text(&it.message) + k8s(&it.k8s),
+        AnyRecord::FlowLog(it) => {
+            let peer = |peer: &Option<Arc<FlowPeer>>| {
+                peer.as_ref().map_or(0, |peer| {
+                    let names = [
+                        &peer.name,
+                        &peer.namespace,
+                        &peer.owner_name,
+                        &peer.host_name,
+                        &peer.zone,
+                    ];
+                    let own = size_of::<FlowPeer>() + names.into_iter().map(text).sum::<usize>();
+                    own / Arc::strong_count(peer).max(1)
+                })
+            };
+            let drops = it.drops.as_ref();
+            let own = drops.map_or(0, |drops| text(&drops.state) + text(&drops.cause));
+            let dns = it.dns.as_ref().map_or(0, |dns| text(&dns.name));
+            let interfaces = size_of_val(&*it.interfaces) / Arc::strong_count(&it.interfaces).max(1);
+            let events = it.events.iter().flat_map(|event| &event.values);
+            let events: usize = events.map(|(key, value)| 32 + text(key) + text(value)).sum();
+            own + dns + interfaces + events + peer(&it.src_k8s) + peer(&it.dst_k8s)
+        }
     }
 }

@@ -300,7 +300,7 @@ impl Metric {
             MetricKind::Counter => encoder.encode_counter::<NoLabelSet, f64, u64>(&series.sum, None),
             MetricKind::Gauge => encoder.encode_gauge(&series.sum),
             MetricKind::Histogram => {
-                let bounds = self.definition.buckets.iter().copied().chain([f64::MAX]);
+                let bounds = self.definition.buckets.iter().copied().chain([f64::INFINITY]);
                 let buckets: Vec<(f64, u64)> = bounds.zip(series.buckets.iter().copied()).collect();
                 encoder.encode_histogram::<NoLabelSet>(series.sum, series.count, &buckets, None)
             }

@@ -172,7 +172,10 @@ static FIELDS: &[Field] = &[
     field!(Aggregator "loki_url" "outputs.loki.url" outputs.loki.url),
     field!(Aggregator "loki_tenant" "outputs.loki.tenant" outputs.loki.tenant),
     field!(Aggregator "loki_timeout" "outputs.loki.writeTimeout" outputs.loki.write_timeout),
-    field!(Aggregator "loki_batch_size" "outputs.loki.writeBatchSize" outputs.loki.write_batch_size),
+    field!(Aggregator "loki_batch_size" "outputs.loki.writeBatchSize" = |spec| {
+        let bytes = spec.outputs.as_ref()?.loki.as_ref()?.write_batch_size?;
+        Some(Raw::Text(format!("{bytes}B")))
+    }),
     field!(Aggregator "loki_min_backoff" "outputs.loki.writeMinBackoff" outputs.loki.write_min_backoff),
     field!(Aggregator "loki_max_backoff" "outputs.loki.writeMaxBackoff" outputs.loki.write_max_backoff),
     field!(Aggregator "loki_static_labels" "outputs.loki.staticLabels" outputs.loki.static_labels),

@@ -77,8 +77,17 @@ fn every_field_is_in_the_schema_with_the_options_default() {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        // In a pod the host's root is mounted below the pod's own.
-        if key != "host_root" {
+        // In a pod the host's root is mounted below the pod's own. What is given in the object is on unless it says
+        // otherwise. The others are the same value in another form.
+        if ![
+            "host_root",
+            "kafka_tls",
+            "flow_metrics",
+            "loki_batch_size",
+            "loki_static_labels",
+        ]
+        .contains(&key)
+        {
             assert_eq!(Some(shown.as_str()), option.default, "{path}");
         }
     }
@@ -101,6 +110,17 @@ fn errors_name_the_field() {
     for (yaml, wants) in [
         ("{ interval: 2h }", ["interval = \"2h\"", "spec.interval"]),
         ("{ limits: { mem: 4X } }", ["mem_limit", "spec.limits.mem"]),
+        (
+            "{ plugins: { bpf-netlog: { blacklist: 'tcp &&' } } }",
+            [
+                "line 1, column 7: the end of the program",
+                "spec.plugins.bpf-netlog.blacklist",
+            ],
+        ),
+        (
+            "{ outputs: { kafka: { address: 'k1', topic: t } } }",
+            ["kafka_address", "spec.outputs.kafka.address"],
+        ),
         (
             "{ sampling: { rate: 0.1, ptsPerMin: 5 } }",
             ["exclude", "spec.sampling.rate"],
@@ -194,6 +214,26 @@ namespaces:
     assert_eq!(agent.plugins, [Net, Bash, Conntrack, Trace].into_iter().collect());
     assert_eq!(agent.net.l7, both.iter().copied().collect());
     assert!(spec.features_not_built().unwrap().contains(&"ebpf-trace".to_owned()));
+}
+
+#[test]
+fn outputs_of_flows_are_taken_over() {
+    let text = "{ outputs: { flowFormat: seed, kafka: { address: 'k1:9092,k2:9092', topic: flows, tls: {} }, \
+                loki: { url: 'http://loki:3100', writeBatchSize: 2048, staticLabels: { app: x } }, \
+                prometheus: { includeList: [node_flows], metrics: [{ name: mine, type: counter, valueKey: Bytes }] } } }";
+    let spec = spec(text);
+    let config = spec.aggregator_config().unwrap();
+    let outputs = &config.outputs;
+    assert_eq!(outputs.flow_format, crate::FlowFormat::Seed);
+    assert_eq!((outputs.kafka.address.len(), outputs.kafka.tls), (2, true));
+    assert_eq!((outputs.loki.batch_size.0, outputs.loki.static_labels.len()), (2048, 1));
+    assert!(outputs.flow_metrics.enable);
+    assert_eq!(outputs.flow_metrics.include, ["node_flows"]);
+    let own: Value = serde_json::from_str(outputs.flow_metrics.custom.as_ref().unwrap()).unwrap();
+    assert_eq!(
+        own,
+        serde_json::json!([{ "name": "mine", "type": "counter", "valueKey": "Bytes" }])
+    );
 }
 
 #[test]

@@ -217,6 +217,50 @@ fields! {
     NumFlowLogs "numFlowLogs" Number - Avoid No
 }
 
+/// The documentation of the fields as Markdown.
+#[must_use]
+pub fn markdown() -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from(
+        "## Flow logs\n\nNo points: they go to Kafka, Loki, metrics and JSON lines, under the names of the NetObserv format. Types by \
+         `flow_format`; times as the names say (`Ms`, `Ns`; `TimeReceived` in seconds). What is not known is not there; `Bytes` and \
+         `Packets` are what was counted, of packets sampled 1:N. Class: what the field means for the number of series when it is a \
+         label of a metric; `avoid` is refused, `careful` warned of.\n\n\
+         | Field | `current` | `seed` | Label in Loki | Class |\n| --- | --- | --- | --- | --- |\n",
+    );
+    let ty = |ty: Option<FlowType>| match ty {
+        None => "",
+        Some(FlowType::Number) => "number",
+        Some(FlowType::Text) => "string",
+        Some(FlowType::Bool) => "boolean",
+        Some(FlowType::Texts) => "strings",
+        Some(FlowType::Numbers) => "numbers",
+        Some(FlowType::Objects) => "objects",
+    };
+    for field in FIELDS {
+        let label = match field.label {
+            Label::No => "",
+            Label::Both => "yes",
+            Label::Seed => "`seed`",
+            Label::Current => "`current`",
+        };
+        let class = match field.cardinality {
+            Cardinality::Fine => "fine",
+            Cardinality::Careful => "careful",
+            Cardinality::Avoid => "avoid",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {label} | {class} |",
+            field.name,
+            ty(field.current),
+            ty(field.seed),
+        );
+    }
+    out
+}
+
 /// The field of a name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static FlowField> {
