@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, HostPort, L7Flow, LogFormat,
-    Plugin, Raw, Secret, StdoutFormat, options,
+    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, HostPort, HttpRoute, L7Flow,
+    LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
 };
 
 /// All options. Build it with [`crate::ConfigBuilder`].
@@ -75,6 +75,8 @@ pub struct NetConfig {
     pub http_keep_query: bool,
     /// Longest path of an HTTP request that is kept, in bytes.
     pub http_path_limit: u16,
+    /// Patterns that stand for the paths that match them.
+    pub http_routes: Vec<HttpRoute>,
     /// `httpflow` records of an interval that have paths of their own.
     pub http_series_max: u32,
 }
@@ -318,6 +320,7 @@ impl AgentConfig {
                 dns_names: false,
                 http_keep_query: false,
                 http_path_limit: 0,
+                http_routes: Vec::new(),
                 http_series_max: 0,
             },
             trace: TraceConfig {

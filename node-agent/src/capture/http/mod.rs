@@ -10,6 +10,7 @@
 mod connections;
 mod events;
 mod metrics;
+mod routes;
 mod rows;
 mod stream;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use api::HttpRoute;
 use ebpf_common::{
     http::HttpConfig as KernelConfig,
     net::{NetConfig, policy as bits},
@@ -32,7 +34,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::metrics::HttpMetrics;
-use self::{connections::Connections, events::Event, metrics::Events, rows::Rows};
+use self::{connections::Connections, events::Event, metrics::Events, routes::Routes, rows::Rows};
 use crate::{
     capture::{
         beside::{Beside, Surroundings},
@@ -82,6 +84,8 @@ pub struct HttpConfig {
     pub keep_query: bool,
     /// Longest path kept, in bytes.
     pub path_limit: u16,
+    /// Patterns that stand for the paths that match them.
+    pub routes: Vec<HttpRoute>,
     /// Rows of an interval that have paths of their own.
     pub series_max: usize,
     /// `/proc` of the host's pid namespace.
@@ -186,7 +190,7 @@ impl Beside for HttpCapture {
             domains,
             proc: Proc::new(&config.proc),
             connections: Connections::new(CONNECTIONS_MAX, options),
-            rows: Rows::new(config.series_max, config.ephemeral_port, ends),
+            rows: Rows::new(config.series_max, config.ephemeral_port, ends).with_routes(Routes::new(&config.routes)),
             events: Events::new(telemetry.ledger.stage("capture.http")),
             rows_stage: telemetry.ledger.stage("agent.httpflow"),
             metrics,
