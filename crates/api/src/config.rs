@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort,
+    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort, HttpRoute,
     KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
 };
 
@@ -75,6 +75,8 @@ pub struct NetConfig {
     pub http_keep_query: bool,
     /// Longest path of an HTTP request that is kept, in bytes.
     pub http_path_limit: u16,
+    /// Patterns that stand for the paths that match them.
+    pub http_routes: Vec<HttpRoute>,
     /// `httpflow` records of an interval that have paths of their own.
     pub http_series_max: u32,
 }
@@ -406,6 +408,7 @@ impl AgentConfig {
                 dns_names: false,
                 http_keep_query: false,
                 http_path_limit: 0,
+                http_routes: Vec::new(),
                 http_series_max: 0,
             },
             trace: TraceConfig {

@@ -24,6 +24,7 @@ pub mod collector;
 mod config;
 pub mod docs;
 mod error;
+mod route;
 mod secret;
 mod source;
 mod spec;
@@ -39,6 +40,7 @@ pub use config::{
     SamplingConfig, TlsConfig, TraceConfig, UplinkConfig,
 };
 pub use error::{ConfigError, ConfigErrors, EXIT_USAGE};
+pub use route::{BadRoute, HttpRoute, RoutePart};
 pub use secret::Secret;
 pub use source::Source;
 pub use spec::{Group, Kind, OptionSpec, Origin};

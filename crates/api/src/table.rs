@@ -136,6 +136,12 @@ static OPTIONS: &[OptionSpec] = &[
         net.http_path_limit = |raw| value::integer(raw, 16, 8192),
         "a number of bytes from 16 to 8192",
         "Longest path that httpflow keeps. One of this length or longer is cut there, and marked as truncated."),
+    opt!(Collection List Ours "http_routes" "ENV_INPUT_EBPF_HTTP_ROUTES" "http-routes" [""],
+        net.http_routes = value::routes,
+        "patterns such as /users/{id}/orders/*, at most 256: {name} is one segment, * at the end is the rest",
+        "Patterns of paths. httpflow tells a path that matches one as the pattern, without its query string, so that many \
+         paths are one series. Of several that match, the one whose first difference is a text comes before {name}, and \
+         that before `*`. Other paths are told as they are."),
     opt!(Collection Value Ours "http_series_max" "ENV_INPUT_EBPF_HTTP_SERIES_MAX" "http-series-max" ["10000"],
         net.http_series_max = |raw| value::integer(raw, 100, 1_000_000),
         "a number from 100 to 1000000",

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{DatawayUrl, Endpoint, HostPort, Secret, words};
+use crate::{DatawayUrl, Endpoint, HostPort, HttpRoute, Secret, words};
 
 /// A value as a source gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,6 +268,23 @@ pub(crate) fn each<T: FromStr<Err: Display>>(raw: &Raw) -> Parsed<Vec<T>> {
     }
 }
 
+/// At most 256 patterns of paths, each of which matches others.
+pub(crate) fn routes(raw: &Raw) -> Parsed<Vec<HttpRoute>> {
+    let routes: Vec<HttpRoute> = each(raw)?;
+    if routes.len() > 256 {
+        return Err(format!("it names {} patterns", routes.len()));
+    }
+    for (number, route) in routes.iter().enumerate() {
+        if let Some(first) = routes.iter().take(number).position(|other| other.is_like(route)) {
+            let (first, number) = (first + 1, number + 1);
+            return Err(format!(
+                "item {number}: `{route}` matches the same paths as item {first}"
+            ));
+        }
+    }
+    Ok(routes)
+}
+
 /// At most 64 ports.
 pub(crate) fn ports(raw: &Raw) -> Parsed<BTreeSet<u16>> {
     let ports: BTreeSet<u16> = each(raw)?.into_iter().collect();
@@ -378,6 +395,7 @@ macro_rules! show_items {
 show_items!(
     Vec<String>,
     Vec<DatawayUrl>,
+    Vec<HttpRoute>,
     BTreeSet<u16>,
     BTreeSet<words::Plugin>,
     BTreeSet<words::L7Flow>

@@ -96,6 +96,7 @@ fn requests_config(
         ephemeral_port: config.net.ephemeral_port,
         keep_query: config.net.http_keep_query,
         path_limit: config.net.http_path_limit,
+        routes: config.net.http_routes.clone(),
         series_max: usize::try_from(config.net.http_series_max).unwrap_or(usize::MAX),
         proc: config.identity.proc_dir(),
         own_node_only: config.kubernetes.collector.is_some(),

@@ -305,6 +305,48 @@ fn options_bound_paths_and_series() {
 
 #[test]
 #[ignore = "native: needs root"]
+fn patterns_stand_for_the_paths_that_match_them() {
+    let directory = directory();
+    let path = directory.path();
+    let nginx = Nginx::start(path);
+    let agent = Agent::start(
+        Rights::Own,
+        path,
+        &[
+            "--http-routes=/users/{id},/users/{id}/orders/*",
+            "--http-path-limit=32",
+            "--http-keep-query",
+        ],
+    );
+    let mut client = Client::connect(nginx.address());
+    let mut unused = Sums::new();
+    for n in 0..20 {
+        for target in [
+            format!("/users/{n}?page=2"),
+            format!("/users/{n}/orders/{}", "x".repeat(n * 2)),
+            format!("/other/{n}"),
+        ] {
+            client.exchange("GET", &target, &mut unused);
+        }
+    }
+    agent.stop();
+    let rows = rows(path);
+    for direction in ["incoming", "outgoing"] {
+        let mut told: BTreeMap<(&str, bool), u64> = BTreeMap::new();
+        for row in rows_at(&rows, direction, &[nginx.port]) {
+            *told.entry((text(row, "path"), row["truncated"] == true)).or_default() += number(row, "count");
+        }
+        assert_eq!(told.remove(&("/users/{id}", false)), Some(20), "{told:?}");
+        // The first has no segment behind the slash.
+        assert_eq!(told.remove(&("/users/{id}/orders/*", false)), Some(19), "{told:?}");
+        assert_eq!(told.remove(&("/users/0/orders/", false)), Some(1), "{told:?}");
+        assert_eq!(told.len(), 20, "{told:?}");
+        assert!(told.keys().all(|(path, _)| path.starts_with("/other/")), "{told:?}");
+    }
+}
+
+#[test]
+#[ignore = "native: needs root"]
 fn refusing_its_programs_costs_no_other_feature() {
     let all = doctor(&[]).0;
     for program in ["http_egress", "http_ingress"] {

@@ -118,6 +118,7 @@ static FIELDS: &[Field] = &[
     field!(Agent "dns_names" "plugins.ebpf-net.dnsNames" plugins.net.dns_names),
     field!(Agent "http_keep_query" "plugins.ebpf-net.httpKeepQuery" plugins.net.http_keep_query),
     field!(Agent "http_path_limit" "plugins.ebpf-net.httpPathLimit" plugins.net.http_path_limit),
+    field!(Agent "http_routes" "plugins.ebpf-net.httpRoutes" plugins.net.http_routes),
     field!(Agent "http_series_max" "plugins.ebpf-net.httpSeriesMax" plugins.net.http_series_max),
     field!(Agent "trace_server" "plugins.ebpf-trace.server" plugins.trace.server),
     field!(Agent "trace_all_process" "plugins.ebpf-trace.allProcess" plugins.trace.all_process),

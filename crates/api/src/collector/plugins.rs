@@ -73,6 +73,9 @@ object! {
         /// Longest path that httpflow keeps, in bytes. One of this length or longer is cut there, and marked as truncated.
         #[schemars(range(min = 16, max = 8192), extend("default" = 512))]
         http_path_limit: u16,
+        /// Patterns of paths, such as /users/{id}/orders/*. httpflow tells a path that matches one as the pattern.
+        #[schemars(length(max = 256), inner(length(max = 512), regex(pattern = "^/")))]
+        http_routes: Vec<String>,
         /// Records of httpflow per interval that have a path of their own. Further exchanges are told with the path `other`.
         #[schemars(range(min = 100, max = 1_000_000), extend("default" = 10000))]
         http_series_max: u32,

@@ -11,6 +11,7 @@ mod connections;
 mod early;
 mod events;
 mod metrics;
+mod routes;
 mod rows;
 mod source;
 mod stream;
@@ -23,6 +24,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use api::HttpRoute;
 use ebpf_common::{
     http::HttpConfig as KernelConfig,
     net::{NetConfig, policy::OTHER_NODE},
@@ -33,7 +35,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::source::wait_for;
-use self::{connections::Connections, events::Event, metrics::Events, rows::Rows};
+use self::{connections::Connections, events::Event, metrics::Events, routes::Routes, rows::Rows};
 pub use self::{
     metrics::HttpMetrics,
     source::{From, Source, Turn, With},
@@ -87,6 +89,8 @@ pub struct HttpConfig {
     pub keep_query: bool,
     /// Longest path kept, in bytes.
     pub path_limit: u16,
+    /// Patterns that stand for the paths that match them.
+    pub routes: Vec<HttpRoute>,
     /// Rows of an interval that have paths of their own.
     pub series_max: usize,
     /// `/proc` of the host's pid namespace.
@@ -196,7 +200,7 @@ impl<S: Source> Beside for Capture<S> {
             domains,
             proc: Proc::new(&config.proc),
             connections: Connections::new(CONNECTIONS_MAX, options, S::FROM),
-            rows: Rows::new(config.series_max, config.ephemeral_port, ends),
+            rows: Rows::new(config.series_max, config.ephemeral_port, ends).with_routes(Routes::new(&config.routes)),
             events: Events::new(telemetry.ledger.stage(S::STAGES.0)),
             rows_stage: telemetry.ledger.stage(S::STAGES.1),
             metrics,

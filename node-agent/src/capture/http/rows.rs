@@ -1,7 +1,10 @@
 //! The rows of the current interval: exchanges are summed by ends and by what was asked and answered, until the flush makes
 //! records of them.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, Tuple, direction, folded};
@@ -9,7 +12,7 @@ use ebpf_programs::net::fold_ports;
 use hashbrown::{Equivalent, HashMap};
 use records::{Direction, Endpoint, Family, Flow, Httpflow, Port, Str, Transport};
 
-use super::events::Owner;
+use super::{events::Owner, routes::Routes};
 use crate::{
     capture::{
         conntrack::End,
@@ -106,6 +109,7 @@ struct Row {
 pub(super) struct Rows {
     rows: HashMap<Key, Row, RandomState>,
     ends: Ends,
+    routes: Arc<Routes>,
     /// Rows with paths of their own.
     series_max: usize,
     /// All rows.
@@ -148,12 +152,19 @@ impl Rows {
         Self {
             rows: HashMap::default(),
             ends,
+            routes: Arc::default(),
             series_max,
             max: series_max + series_max / 4 + 1024,
             ephemeral_port: u32::from(ephemeral_port),
             age: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// Has these patterns stand for the paths that match them.
+    pub(super) fn with_routes(mut self, routes: Routes) -> Self {
+        self.routes = Arc::new(routes);
+        self
     }
 
     /// Who the ends are.
@@ -194,10 +205,16 @@ impl Rows {
             }
         };
         self.count_flags(exchange);
+        let path = exchange.path.unwrap_or_default();
+        let routes = Arc::clone(&self.routes);
+        let (path, truncated) = match routes.of(path, exchange.path_truncated) {
+            Some(pattern) => (pattern, false),
+            None => (path, exchange.path_truncated),
+        };
         let said = Said {
             method: exchange.method.unwrap_or_default(),
-            path: exchange.path.unwrap_or_default(),
-            truncated: exchange.path_truncated,
+            path,
+            truncated,
             version: exchange.version,
             status: exchange.status.unwrap_or(0),
             grpc: exchange.grpc.map(|grpc| grpc.status),

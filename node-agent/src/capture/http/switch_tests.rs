@@ -173,6 +173,7 @@ async fn httpflow_is_switched_by_namespace() {
         ephemeral_port: u16::MAX,
         keep_query: false,
         path_limit: 512,
+        routes: Vec::new(),
         series_max: 1000,
         proc: "/proc".into(),
         own_node_only: false,
