@@ -90,6 +90,8 @@ pub fn drive_http(start: Start, pieces: impl Iterator<Item = (Way, Vec<u8>, u64)
             true_len,
         };
         sums.given[way as usize] += u128::from(true_len);
+        // What a joined connection asks first.
+        let _ = protocols::way_of_frames(piece.captured);
         session.push(&piece, &mut |exchange| sums.tell(exchange));
         if number % 16 == 15 {
             session.expire(number as u64 - 8, &mut |exchange| sums.tell(exchange));

@@ -234,7 +234,7 @@ fn http2() {
     );
     let (up, down) = (request.len(), response.len());
     http(
-        "HTTP/2 literals with Huffman code",
+        "HTTP/2, HPACK literals with Huffman code",
         &hello,
         &[(Way::ToServer, request, up), (Way::ToClient, response, down)],
     );

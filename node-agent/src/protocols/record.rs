@@ -161,6 +161,8 @@ impl Pool {
     pub(crate) fn put(&mut self, mut record: Record) {
         if self.0.len() < SPARE && record.path.capacity() <= KEEP {
             record.clear();
+            // Most connections never have a second one: the room for four is not taken at once.
+            self.0.reserve_exact(1);
             self.0.push(record);
         }
     }

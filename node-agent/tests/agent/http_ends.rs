@@ -104,10 +104,11 @@ fn rows_tell_the_backend_of_each_exchange() {
     agent.stop();
     let rows = rows(directory.path());
     let mut told: BTreeMap<(IpAddr, SocketAddr), u64> = BTreeMap::new();
+    let own = std::process::id().to_string();
     let outgoing = |path: &str| {
         let rows = rows
             .iter()
-            .filter(|row| row["pid"] == std::process::id().to_string() && text(row, "direction") == "outgoing");
+            .filter(|row| text(row, "pid") == own && text(row, "direction") == "outgoing");
         rows.filter(|row| text(row, "path") == path).collect::<Vec<_>>()
     };
     for row in outgoing("/nat") {

@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     process::{Child, Command, Stdio},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use testkit::service::free_port;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http_net::Asked;
+use crate::{http_net::Asked, process::binary};
 
 /// What programs are asked for, as clients take it: method, path, bytes of the body.
 pub const PLAN: [&str; 12] = [
@@ -87,9 +87,8 @@ fn source(name: &str) -> PathBuf {
 
 /// A Go program, built.
 pub fn go(name: &'static str) -> PathBuf {
-    static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let directory = BUILT.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    let program = directory.join(name);
+    // With the agent's copy, it is removed at the end.
+    let program = binary().with_file_name(name);
     if !program.exists() {
         let source = source(name);
         let mut command = Command::new("go");

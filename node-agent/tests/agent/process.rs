@@ -67,14 +67,24 @@ pub struct Program {
     pub name: String,
 }
 
+static COPY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+
+/// A static is not dropped at the end, and each copy is large.
+extern "C" fn remove_copy() {
+    if let Some((directory, _)) = COPY.get() {
+        let _ = fs::remove_dir_all(directory.path());
+    }
+}
+
 /// A copy of the binary that every user can run: the build directory may be closed to others.
 pub fn binary() -> &'static Path {
-    static COPY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = COPY.get_or_init(|| {
         let directory = tempfile::Builder::new().prefix("node-agent").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = directory.path().join("node-agent");
         fs::copy(env!("CARGO_BIN_EXE_node-agent"), &path).unwrap();
+        // SAFETY: a function of this program, which does not unwind.
+        unsafe { libc::atexit(remove_copy) };
         (directory, path)
     });
     path

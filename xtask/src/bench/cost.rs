@@ -25,7 +25,7 @@ fn measure(bench: &Bench, document: &mut Document, reads: Reads) -> Result<()> {
     let statistics = Statistics::enable()?;
     let agent = bench.start_agent_with(Place::Veth, reads.arguments())?;
     let idle = cpu_seconds(agent.pid())?;
-    let done = bench.loads.churn(Place::Veth, bench.effort.run)?;
+    let done = bench.loads.churn(Place::Veth, bench.effort().run)?;
     // Two flushes, so that what the load left behind is part of the cost.
     std::thread::sleep(INTERVAL * 2);
     let agent_seconds = cpu_seconds(agent.pid())? - idle;

@@ -9,13 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use testkit::service::LedgerCounts;
 
 use crate::project;
 
 /// Connections of wrk, kept.
 pub(super) const CONNECTIONS: u64 = 50;
 /// Bytes of the file.
-const FILE_BYTES: usize = 1024;
+pub(super) const FILE_BYTES: usize = 1024;
 /// Longest wait for nginx to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,8 +44,8 @@ impl Nginx {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let root_text = root.display();
         let configuration = format!(
-            "daemon off; worker_processes 2; pid {root_text}/pid; error_log {root_text}/logs/error.log;\n\
-             events {{ worker_connections 1024; }}\n\
+            "daemon off; worker_processes 2; worker_rlimit_nofile 40000; pid {root_text}/pid; error_log {root_text}/logs/error.log;\n\
+             events {{ worker_connections 16384; }}\n\
              http {{\n\
                access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000;\n\
                client_body_temp_path {root_text}/body; proxy_temp_path {root_text}/proxy;\n\
@@ -73,7 +74,7 @@ impl Nginx {
         Ok(server)
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
@@ -154,6 +155,14 @@ fn microseconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     Some(number.parse::<f64>().ok()? * factor)
+}
+
+/// What the stages of `httpflow` lost.
+pub(super) fn lost(ledger: &LedgerCounts) -> u64 {
+    let of_http = ledger
+        .iter()
+        .filter(|(stage, _)| stage.ends_with("http") || stage.ends_with("httpflow"));
+    of_http.map(|(_, stage)| stage.lost()).sum()
 }
 
 /// Exchanges that `httpflow` rows of an output count for a port: those of its clients and those of its server.

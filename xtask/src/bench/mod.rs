@@ -8,6 +8,7 @@
 
 mod cost;
 mod http;
+mod http_rate;
 mod kernel;
 mod load;
 mod sections;
@@ -68,10 +69,16 @@ pub(crate) enum Part {
     Udp,
     /// HTTP exchanges at full speed, nginx and wrk
     Http,
+    /// HTTP exchanges at a fixed rate: latency, and whether all are told
+    HttpRate,
+    /// Memory with many HTTP connections
+    HttpOpen,
     /// Memory and drain time with many open connections
     Open,
     /// Memory and processor time of a large cluster's names
     Identity,
+    /// Speed of the protocol parsers
+    Parsers,
     /// `cargo bench` of the aggregator's crates
     Aggregator,
 }
@@ -92,9 +99,18 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
     let root = project::root()?;
     let start = Instant::now();
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let needs_agent = [Part::Churn, Part::Cost, Part::Bulk, Part::Udp, Part::Http, Part::Open]
-        .into_iter()
-        .any(wanted);
+    let needs_agent = [
+        Part::Churn,
+        Part::Cost,
+        Part::Bulk,
+        Part::Udp,
+        Part::Http,
+        Part::HttpRate,
+        Part::HttpOpen,
+        Part::Open,
+    ]
+    .into_iter()
+    .any(wanted);
     let mut document = Document::new();
     if needs_agent {
         let traffic = built(&root, arguments.traffic.as_deref(), "ec-testkit", "traffic")?;
@@ -117,6 +133,8 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
             (Part::Bulk, Bench::bulk),
             (Part::Udp, Bench::udp),
             (Part::Http, Bench::http),
+            (Part::HttpRate, http_rate::fixed_rate),
+            (Part::HttpOpen, http_rate::open),
             (Part::Open, Bench::open_connections),
         ] {
             if wanted(part) {
@@ -143,9 +161,18 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
             &identity(&root)?,
         );
     }
+    if wanted(Part::Parsers) {
+        document.text(
+            "Protocol parsers, one core",
+            &cargo_bench(&root, "ec-node-agent", &["--bench", "protocols"])?,
+        );
+    }
     if wanted(Part::Aggregator) {
         for package in ["ec-records", "ec-aggregator"] {
-            document.text(&format!("cargo bench -p {package}"), &cargo_bench(&root, package)?);
+            document.text(
+                &format!("cargo bench -p {package}"),
+                &cargo_bench(&root, package, &["--benches"])?,
+            );
         }
     }
     let missed = document.missed();
@@ -199,11 +226,12 @@ fn identity(root: &Path) -> Result<String> {
 }
 
 /// What the benchmarks of a package print, without the test harness' own lines.
-fn cargo_bench(root: &Path, package: &str) -> Result<String> {
+fn cargo_bench(root: &Path, package: &str, which: &[&str]) -> Result<String> {
     eprintln!("cargo bench -p {package} ...");
     let text = project::output_text(
         cargo()
-            .args(["bench", "--quiet", "--package", package, "--benches"])
+            .args(["bench", "--quiet", "--package", package])
+            .args(which)
             .current_dir(root),
     )?;
     let lines = text.lines().filter(|line| {

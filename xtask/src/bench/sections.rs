@@ -53,7 +53,7 @@ impl Reads {
 
 /// Everything that the measurements share.
 pub(super) struct Bench {
-    pub(super) effort: Effort,
+    effort: Effort,
     pub(super) loads: Loads,
     agent: PathBuf,
     agent_arguments: Vec<String>,
@@ -93,7 +93,7 @@ fn median(values: &[f64]) -> f64 {
 }
 
 impl Pair {
-    fn of(runs: &[(f64, f64)]) -> Self {
+    pub(super) fn of(runs: &[(f64, f64)]) -> Self {
         let column = |pick: fn(&(f64, f64)) -> f64| runs.iter().map(pick).collect::<Vec<f64>>();
         let ratios = column(|(without, with)| with / without);
         Self {
@@ -118,8 +118,18 @@ impl Bench {
         })
     }
 
+    /// A place for files.
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// How long and how often.
+    pub(super) fn effort(&self) -> Effort {
+        self.effort
+    }
+
     /// With `netflow` alone.
-    fn start_agent(&self, place: Place) -> Result<Agent> {
+    pub(super) fn start_agent(&self, place: Place) -> Result<Agent> {
         self.start_agent_with(place, Reads::Netflow.arguments())
     }
 
@@ -279,10 +289,7 @@ impl Bench {
             agent_seconds += cpu_seconds(agent.pid())? - idle;
             ring_bytes += agent.metric("ebpfcollector_httpflow_ring_bytes_total")?.unwrap_or(0.0);
             let ledger = settled_ledger(&agent, PATIENCE)?;
-            let of_http = ledger
-                .iter()
-                .filter(|(stage, _)| stage.ends_with("http") || stage.ends_with("httpflow"));
-            lost += of_http.map(|(_, stage)| stage.lost()).sum::<u64>();
+            lost += http::lost(&ledger);
             let (asked, answered) = http::counted(&agent.stop(PATIENCE)?, nginx.port())?;
             ends += asked + answered;
             // What was under way when wrk stopped may have been answered to nobody.
@@ -359,7 +366,7 @@ impl Bench {
                 };
                 let seconds = gauge("ebpfcollector_ebpf_net_sample_cpu_seconds")?;
                 Ok((
-                    resident_mib(agent.pid())?,
+                    memory_mib(agent.pid(), "VmRSS:")?,
                     seconds,
                     gauge("ebpfcollector_ebpf_net_sample_kernel_cpu_seconds")?,
                     gauge("ebpfcollector_ebpf_net_sample_connections")?,
@@ -424,20 +431,14 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok((ticks(11) + ticks(12)) / per_second)
 }
 
-/// Resident memory of a process, MiB.
-fn resident_mib(pid: u32) -> Result<f64> {
+/// Memory of a process by a line of its status, MiB: `VmRSS:`, resident now, or `VmHWM:`, resident at most.
+pub(super) fn memory_mib(pid: u32, which: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let kib = text
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .split_whitespace()
-                .next()?
-                .parse::<f64>()
-                .ok()
-        })
-        .with_context(|| format!("{path} has no VmRSS"))?;
+        .find_map(|line| line.strip_prefix(which)?.split_whitespace().next()?.parse::<f64>().ok())
+        .with_context(|| format!("{path} has no {which}"))?;
     Ok(kib / 1024.0)
 }
 
@@ -456,6 +457,6 @@ mod tests {
     #[test]
     fn own_figures_are_readable() {
         assert!(cpu_seconds(std::process::id()).is_ok());
-        assert!(resident_mib(std::process::id()).is_ok_and(|mib| mib > 0.5));
+        assert!(memory_mib(std::process::id(), "VmRSS:").is_ok_and(|mib| mib > 0.5));
     }
 }

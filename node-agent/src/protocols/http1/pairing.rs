@@ -271,6 +271,10 @@ impl Role for Requests<'_, '_, '_> {
         }
         let mut record = pairing.pool.take();
         add(&mut record.request, ts_ns, 0);
+        if pairing.queue.capacity() == 0 {
+            // Most connections have one request at a time.
+            pairing.queue.reserve_exact(1);
+        }
         pairing.queue.push_back(Pending {
             record,
             fields: Fields::default(),
