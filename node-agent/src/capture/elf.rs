@@ -25,8 +25,18 @@ const RETURNS_MAX: usize = 32;
 pub(super) struct Symbol {
     /// Which of the names.
     pub(super) name: usize,
-    /// It is in this file, here; `None` if it is in another one.
-    pub(super) code: Option<Code>,
+    pub(super) place: Place,
+}
+
+/// Where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In another file.
+    Elsewhere,
+    /// In memory alone.
+    Memory,
+    /// In this file, here.
+    Here(Code),
 }
 
 /// Code of a function.
@@ -34,7 +44,7 @@ pub(super) struct Symbol {
 pub(super) struct Code {
     /// File offset of its first instruction.
     pub(super) at: u64,
-    /// Its ends, if they were asked for.
+    /// Its ends.
     pub(super) exits: Exits,
 }
 
@@ -136,17 +146,16 @@ fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
                 if found.iter().any(|found| found.name == name) {
                     continue;
                 }
-                let code = if symbol.st_shndx(endian) == SHN_UNDEF {
-                    None
-                } else {
-                    let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
-                    let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? else {
-                        continue;
-                    };
+                let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
+                let place = if symbol.st_shndx(endian) == SHN_UNDEF {
+                    Place::Elsewhere
+                } else if let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? {
                     let exits = exits(header.e_machine(endian), data, at, size);
-                    Some(Code { at, exits })
+                    Place::Here(Code { at, exits })
+                } else {
+                    Place::Memory
                 };
-                found.push(Symbol { name, code });
+                found.push(Symbol { name, place });
             }
         }
     }

@@ -11,6 +11,8 @@ pub mod blind;
 mod find;
 mod metrics;
 mod sockets;
+#[cfg(test)]
+mod switch_tests;
 mod targets;
 mod users;
 

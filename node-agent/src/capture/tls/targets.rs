@@ -10,7 +10,7 @@
 use std::fs::File;
 
 use super::blind::Reason;
-use crate::capture::elf::{self, ElfError, Exits};
+use crate::capture::elf::{self, ElfError, Exits, Place};
 
 /// Where a kernel program is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn c_library(file: &File, depth: elf::Depth) -> Result<Targets, ElfError> {
     let names = FUNCTIONS.map(|function| function.name);
     let mut targets = Targets::default();
     for symbol in elf::symbols(file, &names, depth)? {
-        let (Some(function), Some(code)) = (FUNCTIONS.get(symbol.name), symbol.code) else {
+        let (Some(function), Place::Here(code)) = (FUNCTIONS.get(symbol.name), symbol.place) else {
             continue;
         };
         let spot = |program, at| Spot { program, at };
@@ -105,4 +105,89 @@ fn c_library(file: &File, depth: elf::Depth) -> Result<Targets, ElfError> {
     targets.spots.sort_unstable_by_key(|spot| (spot.at, spot.program));
     targets.spots.dedup();
     Ok(targets)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::process::Command;
+
+    use super::*;
+    use crate::capture::elf::{Depth, Own};
+
+    const DEPTH: Depth = Depth {
+        max: 64 << 20,
+        own: Own::IfNone,
+    };
+
+    /// Libraries of this machine by name, as the loader knows them.
+    fn library(name: &str) -> Option<String> {
+        let all = Command::new("ldconfig").arg("-p").output().ok()?;
+        let all = String::from_utf8(all.stdout).ok()?;
+        let line = all.lines().find(|line| line.trim_start().starts_with(name))?;
+        Some(line.rsplit(' ').next()?.to_owned())
+    }
+
+    /// Where binutils say that a function is: its address, which in these libraries is its offset in the file, and size.
+    fn by_binutils(path: &str, name: &str) -> Option<(u64, u64)> {
+        let all = Command::new("readelf").args(["-W", "--dyn-syms", path]).output().ok()?;
+        let all = String::from_utf8(all.stdout).ok()?;
+        all.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, address, size, "FUNC", .., symbol] = words.as_slice() else {
+                return None;
+            };
+            (symbol.split('@').next() == Some(name))
+                .then(|| Some((u64::from_str_radix(address, 16).ok()?, size.parse().ok()?)))?
+        })
+    }
+
+    #[test]
+    fn finds_functions_where_binutils_do() {
+        for (name, kind, functions) in [
+            (
+                "libssl.so.3 ",
+                OPENSSL,
+                &["SSL_read", "SSL_write_ex", "SSL_free", "SSL_do_handshake"][..],
+            ),
+            (
+                "libgnutls.so.30 ",
+                GNUTLS,
+                &["gnutls_record_recv", "gnutls_record_send"],
+            ),
+        ] {
+            let Some(path) = library(name) else {
+                println!("SKIPPED: this machine has no {name}");
+                continue;
+            };
+            let targets = look(&File::open(&path).unwrap(), DEPTH).unwrap();
+            assert_eq!((targets.kind, targets.blind), (kind, None));
+            for function in functions {
+                let Some((at, size)) = by_binutils(&path, function) else {
+                    println!("SKIPPED: no binutils, or {function} is not in {path}");
+                    continue;
+                };
+                let known = FUNCTIONS.iter().find(|known| known.name == *function).unwrap();
+                let spot = |program| Spot { program, at };
+                assert!(targets.spots.contains(&spot(known.enter)), "{function}: {targets:?}");
+                let within = |spot: &&Spot| spot.program == RETURNS && (at..at + size).contains(&spot.at);
+                let seen = targets.spots.iter().filter(within).count();
+                // Either by its instructions or as a whole, and nothing else is probed in it.
+                assert_eq!(
+                    seen > 0,
+                    known.returns && !targets.spots.contains(&spot(RETURNED)),
+                    "{function}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn other_files_have_none() {
+        let own = File::open("/proc/self/exe").unwrap();
+        let targets = look(&own, DEPTH).unwrap_or_default();
+        assert_eq!(targets.kind, "");
+        assert!(targets.spots.is_empty());
+        assert!(look(&File::open("/proc/self/maps").unwrap(), DEPTH).is_err());
+    }
 }
