@@ -334,7 +334,6 @@ pub struct PprofConfig {
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
 const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
-const BUILT_L7: &[L7Flow] = &[L7Flow::Http, L7Flow::HttpTls];
 
 // === impl AgentConfig ===
 
@@ -345,21 +344,11 @@ impl AgentConfig {
         self.plugins.contains(&Plugin::EbpfConntrack) && !self.plugins.contains(&Plugin::EbpfNet)
     }
 
-    /// Enabled plugins and protocols that this build does not have: `bpf-netlog`, `ebpf-net/httpflow-tls`. The agent logs
-    /// them and runs the others.
+    /// Enabled plugins that this build does not have, like `bpf-netlog`. The agent logs them and runs the others.
     #[must_use]
     pub fn plugins_not_built(&self) -> Vec<String> {
-        let enabled = |plugin| self.plugins.contains(&plugin);
         let plugins = self.plugins.iter().filter(|plugin| !BUILT_PLUGINS.contains(plugin));
-        let l7 = self
-            .net
-            .l7
-            .iter()
-            .filter(|flow| enabled(Plugin::EbpfNet) && !BUILT_L7.contains(flow));
-        plugins
-            .map(ToString::to_string)
-            .chain(l7.map(|flow| format!("ebpf-net/{flow}")))
-            .collect()
+        plugins.map(ToString::to_string).collect()
     }
 
     /// Options that differ from `new` and take effect at the next start only, as `option = new value`. Secrets are hidden.

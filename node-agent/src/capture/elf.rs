@@ -8,7 +8,7 @@ use std::{
     io::{Seek as _, SeekFrom},
 };
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::{
     Endianness, FileKind, ReadCache, ReadRef,
     elf::{EM_386, EM_AARCH64, EM_X86_64, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB},
@@ -25,8 +25,18 @@ const RETURNS_MAX: usize = 32;
 pub(super) struct Symbol {
     /// Which of the names.
     pub(super) name: usize,
-    /// It is in this file, here; `None` if it is in another one.
-    pub(super) code: Option<Code>,
+    pub(super) place: Place,
+}
+
+/// Where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In another file.
+    Elsewhere,
+    /// In memory alone.
+    Memory,
+    /// In this file, here.
+    Here(Code),
 }
 
 /// Code of a function.
@@ -34,8 +44,15 @@ pub(super) struct Symbol {
 pub(super) struct Code {
     /// File offset of its first instruction.
     pub(super) at: u64,
-    /// Its ends, if they were asked for.
+    /// Its ends.
     pub(super) exits: Exits,
+    /// File offset of an instruction that every call runs first of all, its arguments being in place, and that the kernel
+    /// need not step through; the first one if there is none.
+    pub(super) early: u64,
+    /// File offset of the function that does the work: it gets the same arguments. It begins with such an instruction.
+    pub(super) inner: Option<u64>,
+    /// File offsets of the functions that it calls directly.
+    pub(super) calls: Vec<u64>,
 }
 
 /// How a function ends.
@@ -136,17 +153,15 @@ fn look<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
                 if found.iter().any(|found| found.name == name) {
                     continue;
                 }
-                let code = if symbol.st_shndx(endian) == SHN_UNDEF {
-                    None
+                let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
+                let place = if symbol.st_shndx(endian) == SHN_UNDEF {
+                    Place::Elsewhere
+                } else if let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? {
+                    Place::Here(code(header.e_machine(endian), data, at, size))
                 } else {
-                    let (address, size) = (symbol.st_value(endian).into(), symbol.st_size(endian).into());
-                    let Some(at) = file_offset::<Elf, R>(header, endian, data, address)? else {
-                        continue;
-                    };
-                    let exits = exits(header.e_machine(endian), data, at, size);
-                    Some(Code { at, exits })
+                    Place::Memory
                 };
-                found.push(Symbol { name, code });
+                found.push(Symbol { name, place });
             }
         }
     }
@@ -162,15 +177,92 @@ fn name_at(names: &[u8], at: u32) -> &[u8] {
     rest.get(..end).unwrap_or_default()
 }
 
-/// Where in the file a function's instructions are that return.
-fn exits<'data, R: ReadRef<'data>>(machine: u16, data: R, offset: u64, size: u64) -> Exits {
-    let code = Some(size)
+/// Looks at the instructions of a function.
+fn code<'data, R: ReadRef<'data>>(machine: u16, data: R, at: u64, size: u64) -> Code {
+    let bytes = Some(size)
         .filter(|size| (1..=FUNCTION_MAX).contains(size))
-        .and_then(|size| data.read_bytes_at(offset, size).ok());
-    let Some(code) = code else {
-        return Exits::Elsewhere(Vec::new());
+        .and_then(|size| data.read_bytes_at(at, size).ok())
+        .unwrap_or_default();
+    let mut found = Code {
+        at,
+        exits: exits(machine, bytes, at),
+        early: at,
+        inner: None,
+        calls: Vec::new(),
     };
-    let within = offset..offset + size;
+    if machine == EM_X86_64 {
+        let decode = || Decoder::with_ip(64, bytes, at, DecoderOptions::NONE).into_iter();
+        found.calls = decode()
+            .filter(|instruction| instruction.mnemonic() == Mnemonic::Call && is_near(instruction))
+            .map(|instruction| instruction.near_branch_target())
+            .collect();
+        let first = |at: u64| {
+            let bytes = data.read_bytes_at(at, 16).unwrap_or_default();
+            Decoder::with_ip(64, bytes, at, DecoderOptions::NONE).decode()
+        };
+        for instruction in decode() {
+            if is_emulated(&instruction) {
+                // What jumps there would be taken for another call.
+                let again = decode()
+                    .any(|other| is_near(&other) && (at..=instruction.ip()).contains(&other.near_branch_target()));
+                if !again {
+                    found.early = instruction.ip();
+                }
+                if instruction.mnemonic() == Mnemonic::Call {
+                    found.inner = Some(instruction.near_branch_target()).filter(|inner| is_emulated(&first(*inner)));
+                }
+                break;
+            }
+            if !leaves_arguments(&instruction) {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// A jump or call to a place that it names.
+fn is_near(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.op0_kind(),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+    )
+}
+
+/// True if the kernel does what the instruction does. Others it steps through, which costs a second trap, and an exit from a
+/// virtual machine.
+fn is_emulated(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Push => instruction.op0_kind() == OpKind::Register,
+        Mnemonic::Nop => instruction.len() == 1,
+        _ => is_near(instruction),
+    }
+}
+
+/// True for what compilers put at the begin of a function that leaves its arguments where they are.
+fn leaves_arguments(instruction: &Instruction) -> bool {
+    let written = match instruction.mnemonic() {
+        Mnemonic::Endbr64 | Mnemonic::Test | Mnemonic::Cmp => return true,
+        Mnemonic::Sub | Mnemonic::Mov | Mnemonic::Xor => instruction.op0_kind(),
+        _ => return false,
+    };
+    match written {
+        OpKind::Register => matches!(
+            instruction.op0_register(),
+            Register::RAX | Register::EAX | Register::RSP | Register::R10 | Register::R11
+        ),
+        // Its own stack.
+        OpKind::Memory => instruction.memory_base() == Register::RSP,
+        _ => false,
+    }
+}
+
+/// Where in the file a function's instructions are that return.
+fn exits(machine: u16, code: &[u8], offset: u64) -> Exits {
+    if code.is_empty() {
+        return Exits::Elsewhere(Vec::new());
+    }
+    let within = offset..offset + code.len() as u64;
     let (mut returns, mut all) = (Vec::new(), true);
     match machine {
         EM_X86_64 | EM_386 => {
@@ -179,15 +271,11 @@ fn exits<'data, R: ReadRef<'data>>(machine: u16, data: R, offset: u64, size: u64
                 if instruction.is_invalid() {
                     return Exits::Elsewhere(Vec::new());
                 }
-                let near = matches!(
-                    instruction.op0_kind(),
-                    OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-                );
                 match instruction.mnemonic() {
                     Mnemonic::Ret => returns.push(instruction.ip()),
                     Mnemonic::Call => {}
                     // A jump, with a condition or without.
-                    _ if near => all &= within.contains(&instruction.near_branch_target()),
+                    _ if is_near(&instruction) => all &= within.contains(&instruction.near_branch_target()),
                     Mnemonic::Jmp => all = false,
                     _ => {}
                 }

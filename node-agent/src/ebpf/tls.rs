@@ -51,7 +51,7 @@ const PROBES: [(&str, At); 9] = [
     ("tls_handshake", At::Instruction),
     ("tls_free", At::Instruction),
     ("tls_bio_write", At::Instruction),
-    ("tls_returns", At::Instruction),
+    ("tls_returned", At::Return),
 ];
 /// For Go, which the rest does without.
 const GO: [(&str, At); 4] = [
@@ -60,8 +60,6 @@ const GO: [(&str, At); 4] = [
     ("go_handshake", At::Instruction),
     ("go_close", At::Instruction),
 ];
-/// Where a function's instructions do not tell where it returns.
-const RETURNED: (&str, At) = ("tls_returned", At::Return);
 
 /// The loaded object. Dropping it detaches everything.
 pub struct TlsObject {
@@ -83,7 +81,7 @@ pub struct TlsObject {
 /// True for a program of this object.
 #[must_use]
 pub fn is_program(name: &str) -> bool {
-    [EGRESS, NAMESPACE, RETURNED.0].contains(&name)
+    [EGRESS, NAMESPACE].contains(&name)
         || TRACEPOINTS.iter().any(|(other, _)| *other == name)
         || PROBES.iter().chain(&GO).any(|(other, _)| *other == name)
 }
@@ -131,13 +129,6 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<TlsObje
     for (name, at) in PROBES {
         let loaded = Probes::load(OBJECT, &mut ebpf, name, at).with_context(|| format!("program {name}"))?;
         probes.insert(name, loaded);
-    }
-    let (name, at) = RETURNED;
-    if !refused(name) {
-        match Probes::load(OBJECT, &mut ebpf, name, at) {
-            Ok(loaded) => drop(probes.insert(name, loaded)),
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "No probes of returns"),
-        }
     }
     let go = GO.iter().try_for_each(|(name, at)| {
         anyhow::ensure!(
@@ -204,12 +195,6 @@ impl TlsObject {
                 hook,
                 "this is a cgroup namespace: only sockets of this container are seen; run in the host's (docker: \
                  --cgroupns host)",
-            );
-        } else if !self.probes.contains_key(RETURNED.0) {
-            capabilities.degraded(
-                TLS,
-                hook,
-                "this kernel allows no probes of returns (uretprobe): functions that end in another one are not seen",
             );
         } else {
             capabilities.on(TLS, hook);

@@ -107,13 +107,7 @@ pub(crate) fn tls_bio_write(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// At an instruction with which one of these functions returns.
-#[uprobe]
-pub(crate) fn tls_returns(ctx: ProbeContext) -> u32 {
-    left(stack(&ctx), RetProbeContext::new(ctx.as_ptr()).ret())
-}
-
-/// Return of one whose instructions do not tell where it does.
+/// Return of one of these functions that wait for it.
 #[uretprobe]
 pub(crate) fn tls_returned(ctx: RetProbeContext) -> u32 {
     let before = stack(&ProbeContext::new(ctx.as_ptr())).wrapping_sub(RETURN_ADDRESS);
@@ -167,16 +161,23 @@ fn left(stack: u64, value: u64) -> u32 {
     };
     // SAFETY: a live map value, of this thread alone.
     let calls = unsafe { &mut (*calls).calls };
-    let call = if calls[1].stack == stack {
-        calls[1]
-    } else if calls[0].stack == stack {
+    let (inner, outer) = (calls[1], calls[0]);
+    let call = if inner.stack == stack {
+        calls[1].stack = 0;
+        inner
+    } else if outer.stack == stack {
         calls[0].stack = 0;
-        calls[0]
+        calls[1].stack = 0;
+        outer
     } else {
         count(stat::NO_CALL, 1);
         return 0;
     };
-    calls[1].stack = 0;
+    // One of two functions that does its work by the other tells of both.
+    let same = outer.key.object == call.key.object && outer.way == call.way && outer.result != result::NOTHING;
+    if inner.stack == stack && outer.stack != 0 && same {
+        return 0;
+    }
     let value = value as u32 as i32;
     let len = match call.result {
         result::NUMBER if value > 0 => value as u32,

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 
-use crate::capture::elf::{self, Depth, Exits, Own};
+use crate::capture::elf::{self, Depth, Exits, Own, Place};
 
 /// The function that reads a line.
 const READLINE: &str = "readline";
@@ -55,9 +55,10 @@ pub(super) fn inspect(file: &File, known: bool) -> Result<Image, ElfError> {
             image.is_bash = true;
             continue;
         }
-        match symbol.code {
-            None => image.imports = true,
-            Some(code) => match code.exits {
+        match symbol.place {
+            Place::Elsewhere => image.imports = true,
+            Place::Memory => {}
+            Place::Here(code) => match code.exits {
                 Exits::Returns(returns) | Exits::Elsewhere(returns) if !returns.is_empty() => {
                     image.readline = Some(returns);
                 }
@@ -71,7 +72,10 @@ pub(super) fn inspect(file: &File, known: bool) -> Result<Image, ElfError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{io::Write as _, process::Command};
+    use std::{
+        io::{Seek as _, SeekFrom, Write as _},
+        process::Command,
+    };
 
     use super::*;
 

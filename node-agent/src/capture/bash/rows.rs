@@ -130,7 +130,10 @@ mod tests {
     #[test]
     fn what_finds_no_room_stays_and_is_sent_in_order() {
         let telemetry = Telemetry::new("test", "0");
-        let (policy, mut ledger) = (Policy::new(None), Ledger::new(telemetry.ledger.stage("agent.bash")));
+        let (policy, mut ledger) = (
+            Policy::new(None, |_| true),
+            Ledger::new(telemetry.ledger.stage("agent.bash")),
+        );
         let mut rows = Rows::default();
         for n in 0..3000 {
             assert!(rows.add(1, "ann".into(), None, line(&n.to_string())));

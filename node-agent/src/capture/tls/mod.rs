@@ -12,6 +12,8 @@ mod find;
 mod go;
 mod metrics;
 mod sockets;
+#[cfg(test)]
+mod switch_tests;
 mod targets;
 mod users;
 
