@@ -477,6 +477,124 @@ fn a_library_of_its_own_that_was_removed_is_seen_with_latencies() {
     }
 }
 
+/// A proxy that is spoken to by TLS, for connections to one port.
+const PROXY: &str = r#"
+import socket, ssl, sys, threading
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('cert.pem', 'key.pem')
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+def copy(source, sink):
+    while data := source.recv(65536):
+        sink.sendall(data)
+    sink.shutdown(socket.SHUT_WR)
+def serve(connection):
+    try:
+        client = context.wrap_socket(connection, server_side=True)
+    except OSError:
+        return
+    while b'\r\n\r\n' not in client.recv(65536):
+        pass
+    server = socket.create_connection(('127.0.0.1', int(sys.argv[2])))
+    client.sendall(b'HTTP/1.1 200 Connection established\r\n\r\n')
+    threading.Thread(target=copy, args=(client, server), daemon=True).start()
+    copy(server, client)
+while True:
+    try:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+    except OSError:
+        pass
+"#;
+
+#[test]
+#[ignore = "native: needs root"]
+fn tls_inside_tls_is_followed() {
+    let directory = directory();
+    let path = directory.path();
+    files(path);
+    let nginx = Nginx::start_tls(path);
+    let ports = [free_port().unwrap().port(), nginx.port_tls];
+    let proxy = Script::start(
+        "python3",
+        path,
+        "proxy.py",
+        PROXY,
+        &ports.map(|port| port.to_string()).each_ref().map(String::as_str),
+    );
+    wait_for("the proxy listens", || {
+        TcpStream::connect(("127.0.0.1", ports[0])).is_ok()
+    });
+    // Starts of programs are not told: all are looked at each second.
+    let agent = Agent::start(
+        Rights::Own,
+        path,
+        &[ON, "--ephemeral-port=65535", "--refuse-program=tls_exec"],
+    );
+    let feature = |name: &str| {
+        let features = agent.features();
+        features
+            .into_iter()
+            .find(|(feature, _)| feature.name == name)
+            .map(|(feature, _)| feature.state)
+    };
+    assert_eq!(feature("ebpf-net/httpflow-tls/starts").as_deref(), Some("degraded"));
+    assert_eq!(feature("ebpf-net/httpflow-tls").as_deref(), Some("on"));
+    let ca = path.join("cert.pem").display().to_string();
+    let through = format!("https://localhost:{}", ports[0]);
+    for _ in 0..3 {
+        curl(&[
+            "--proxy-cacert",
+            &ca,
+            "-x",
+            &through,
+            "--cacert",
+            &ca,
+            "--http1.1",
+            &format!("https://localhost:{}/page", ports[1]),
+        ]);
+    }
+    let truth = nginx.truth();
+    assert_eq!(total(&truth), 3);
+    wait_for("both ends are in rows", || {
+        let rows = rows(path);
+        let paged = |direction, port| {
+            let sums = sums_of(&rows_at(&rows, direction, &[port]));
+            sums.iter()
+                .filter(|((_, path, _), _)| path == "/page")
+                .map(|(_, sum)| sum.count)
+                .sum::<u64>()
+        };
+        paged("outgoing", ports[0]) >= 3 && paged("incoming", ports[1]) >= 3
+    });
+    agent.stop();
+    drop(proxy);
+    let rows = rows(path);
+    same("server", &sums_of(&rows_at(&rows, "incoming", &[ports[1]])), &truth);
+    let mut asked = sums_of(&rows_at(&rows, "outgoing", &[ports[0]]));
+    asked.retain(|(method, _, _), _| method != "CONNECT");
+    same("clients of the proxy", &asked, &truth);
+}
+
+#[test]
+#[ignore = "native: needs root"]
+fn a_program_that_is_refused_takes_httpflow_tls_alone() {
+    let directory = directory();
+    let path = directory.path();
+    files(path);
+    let nginx = Nginx::start(path);
+    let agent = Agent::start(Rights::Own, path, &[ON, PORTS, "--refuse-program=tls_read"]);
+    curl(&[&format!("http://localhost:{}/small", nginx.port)]);
+    wait_for("plain text is in rows", || {
+        !rows_at(&rows(path), "incoming", &[nginx.port]).is_empty()
+    });
+    let features = agent.features();
+    let (feature, _) = features
+        .iter()
+        .find(|(feature, _)| feature.name == "ebpf-net/httpflow-tls")
+        .unwrap_or_else(|| panic!("{features:?}"));
+    assert_eq!(feature.state, "off");
+    assert!(feature.reason.contains("tls_read"), "{feature:?}");
+}
+
 #[test]
 #[ignore = "native: needs root"]
 fn nothing_inside_tls_is_read_while_it_is_off() {
