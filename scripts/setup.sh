@@ -20,7 +20,7 @@ BUILD_PACKAGES=(build-essential ca-certificates curl pkg-config iproute2)
 TEST_PACKAGES=(
     debian-archive-keyring kmod qemu-system-x86 xz-utils zstd # kernels in QEMU
     conntrack dnsmasq-base iptables libcap2-bin nginx tshark  # native tests
-    python3 util-linux
+    nodejs openssl python3 util-linux wget
     wrk                                                       # make bench
     docker.io                                                 # the image
     containerd containernetworking-plugins runc               # a local cluster
@@ -95,7 +95,7 @@ missing_programs() {
     if [[ $WHAT == all ]]; then
         # Some are in directories that only root has on PATH.
         local PATH=$PATH:/usr/sbin:/sbin
-        programs+=(conntrack dnsmasq nginx wrk python3 containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
+        programs+=(conntrack dnsmasq nginx wrk node openssl python3 wget containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
     fi
     for program in "${programs[@]}"; do
         have "$program" || { echo "$program" && missing=1; }

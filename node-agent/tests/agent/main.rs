@@ -31,4 +31,5 @@ mod privileges;
 mod process;
 mod refusals;
 mod tls;
+mod tls_net;
 mod traffic;
