@@ -324,3 +324,41 @@ fn file_offset<'data, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'data>>(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks at a function that is all of the file, but for one behind it that begins with a push.
+    fn of(function: &[u8]) -> Code {
+        let mut file = function.to_vec();
+        file.resize(64, 0xcc);
+        file.extend([0x53, 0x5b, 0xc3]);
+        file.resize(96, 0xcc);
+        code(EM_X86_64, file.as_slice(), 0, function.len() as u64)
+    }
+
+    #[test]
+    fn finds_where_the_kernel_need_not_step_through() {
+        // sub $8,%rsp; call 64; add $8,%rsp; ret
+        let hands_on = of(&[0x48, 0x83, 0xec, 8, 0xe8, 55, 0, 0, 0, 0x48, 0x83, 0xc4, 8, 0xc3]);
+        assert_eq!(
+            (hands_on.early, hands_on.inner, &*hands_on.calls),
+            (4, Some(64), &[64][..])
+        );
+        assert_eq!(hands_on.exits, Exits::Returns(vec![13]));
+        // The same behind mov %edx,%esi: its arguments are others.
+        let changes = of(&[0x89, 0xd6, 0xe8, 57, 0, 0, 0, 0xc3]);
+        assert_eq!((changes.early, changes.inner, &*changes.calls), (0, None, &[64][..]));
+        // endbr64; test %rdi,%rdi; je +1; nop; ret
+        let tests = of(&[0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x85, 0xff, 0x74, 1, 0x90, 0xc3]);
+        assert_eq!((tests.early, tests.inner), (7, None));
+        // xor %eax,%eax; jmp to what is behind it
+        let goes_on = of(&[0x31, 0xc0, 0xeb, 60]);
+        assert_eq!((goes_on.early, goes_on.exits), (2, Exits::Elsewhere(Vec::new())));
+        // test %rdi,%rdi; je +0; jne to the je: it may run more than once.
+        let again = of(&[0x48, 0x85, 0xff, 0x74, 0, 0x75, 0xfc, 0xc3]);
+        assert_eq!(again.early, 0);
+        assert_eq!(of(&[]).exits, Exits::Elsewhere(Vec::new()));
+    }
+}

@@ -36,4 +36,5 @@ mod privileges;
 mod process;
 mod refusals;
 mod tls;
+mod tls_net;
 mod traffic;

@@ -4,10 +4,10 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     net::TcpStream,
     path::Path,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -18,141 +18,11 @@ use testkit::service::free_port;
 use crate::{
     http_net::{Nginx, Sums, add, certificate, curl, number, rows, rows_at, sums_of, text, wait_for},
     process::{Agent, Rights, directory, finish},
+    tls_net::{MAPPED, NODE, NODE_SERVER, OLDER, PROXY, PYTHON, PYTHON_ASYNC, PYTHON_SYNC, Script},
 };
 
 const ON: &str = "--l7net-enabled=httpflow,httpflow-tls";
 const PORTS: &str = "--ephemeral-port=10001";
-
-/// A program with a script; killed when dropped.
-struct Script {
-    child: Child,
-    input: Option<ChildStdin>,
-}
-
-impl Script {
-    fn start(program: &str, directory: &Path, name: &str, script: &str, args: &[&str]) -> Self {
-        fs::write(directory.join(name), script).unwrap();
-        let mut child = Command::new(program)
-            .arg(name)
-            .args(args)
-            .current_dir(directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
-        let input = child.stdin.take();
-        Self { child, input }
-    }
-
-    /// Waits for its next line.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        let output = self.child.stdout.as_mut().unwrap();
-        // One line at a time is all that it prints.
-        BufReader::new(output).read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    fn go_on(&mut self) {
-        writeln!(self.input.as_mut().unwrap()).unwrap();
-    }
-
-    fn end(mut self) {
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Keeps a connection: asks once, waits for a line, asks some more.
-const OLDER: &str = r#"
-import ssl, http.client, sys
-context = ssl.create_default_context(cafile='cert.pem')
-connection = http.client.HTTPSConnection('localhost', int(sys.argv[1]), context=context)
-def ask(path):
-    connection.request('GET', path)
-    connection.getresponse().read()
-ask('/before')
-print('ready', flush=True)
-sys.stdin.readline()
-for n in range(20):
-    ask('/small')
-"#;
-
-/// Requests over one connection, with bodies.
-const PYTHON: &str = r#"
-import ssl, http.client, sys
-context = ssl.create_default_context(cafile='cert.pem')
-connection = http.client.HTTPSConnection('localhost', int(sys.argv[1]), context=context)
-for n in range(30):
-    connection.request('PUT', '/put', body=b'x' * 1000)
-    connection.getresponse().read()
-"#;
-
-const NODE: &str = r#"
-const https = require('https'), fs = require('fs');
-const agent = new https.Agent({ keepAlive: true, maxSockets: 1, ca: fs.readFileSync('cert.pem') });
-let left = 25;
-function go() {
-  if (left-- === 0) return agent.destroy();
-  https.get({ host: 'localhost', port: process.argv[2], path: '/page', agent }, answer => {
-    answer.on('data', () => {});
-    answer.on('end', go);
-  });
-}
-go();
-"#;
-
-/// Node has its own OpenSSL, and keeps records in memory.
-const NODE_SERVER: &str = r#"
-const https = require('https'), fs = require('fs');
-https.createServer({ key: fs.readFileSync('key.pem'), cert: fs.readFileSync('cert.pem') }, (request, answer) => {
-  request.resume().on('end', () => answer.end('n'.repeat(3000)));
-}).listen(Number(process.argv[2]), '127.0.0.1');
-"#;
-
-const PYTHON_ASYNC: &str = r#"
-import asyncio, ssl, sys
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain('cert.pem', 'key.pem')
-async def serve(reader, writer):
-    try:
-        while True:
-            await reader.readuntil(b'\r\n\r\n')
-            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n' + b'y' * 20000)
-            await writer.drain()
-    except asyncio.IncompleteReadError:
-        writer.close()
-async def main():
-    server = await asyncio.start_server(serve, '127.0.0.1', int(sys.argv[1]), ssl=context)
-    await server.serve_forever()
-asyncio.run(main())
-"#;
-
-const PYTHON_SYNC: &str = r#"
-import http.server, ssl, sys, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    def do_GET(self):
-        if self.path == '/slow':
-            time.sleep(0.3)
-        self.send_response(200)
-        self.send_header('Content-Length', '1500')
-        self.end_headers()
-        self.wfile.write(b'z' * 1500)
-    def log_message(self, *words):
-        pass
-server = http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain('cert.pem', 'key.pem')
-server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-server.serve_forever()
-"#;
 
 #[track_caller]
 fn same(what: &str, got: &Sums, expected: &Sums) {
@@ -400,15 +270,6 @@ fn servers_that_keep_records_in_memory_are_seen() {
     assert!(names.contains("node") && names.len() == 2, "{names:?}");
 }
 
-/// Prints the files of OpenSSL that it has mapped, and waits.
-const MAPPED: &str = r#"
-import _ssl, sys
-lines = (line.split(None, 5) for line in open('/proc/self/maps'))
-files = {words[5].strip() for words in lines if len(words) == 6 and ('libssl' in words[5] or 'libcrypto' in words[5])}
-print(' '.join(sorted(files)), flush=True)
-sys.stdin.readline()
-"#;
-
 #[test]
 #[ignore = "native: needs root"]
 fn a_library_of_its_own_that_was_removed_is_seen_with_latencies() {
@@ -475,6 +336,96 @@ fn a_library_of_its_own_that_was_removed_is_seen_with_latencies() {
         let fast = rows.iter().find(|row| text(row, "path") == "/fast").unwrap();
         assert!(number(fast, "latency") < 300_000_000, "{fast}");
     }
+}
+
+#[test]
+#[ignore = "native: needs root"]
+fn tls_inside_tls_is_followed() {
+    let directory = directory();
+    let path = directory.path();
+    files(path);
+    let nginx = Nginx::start_tls(path);
+    let ports = [free_port().unwrap().port(), nginx.port_tls];
+    let proxy = Script::start(
+        "python3",
+        path,
+        "proxy.py",
+        PROXY,
+        &ports.map(|port| port.to_string()).each_ref().map(String::as_str),
+    );
+    wait_for("the proxy listens", || {
+        TcpStream::connect(("127.0.0.1", ports[0])).is_ok()
+    });
+    // Starts of programs are not told: all are looked at each second.
+    let agent = Agent::start(
+        Rights::Own,
+        path,
+        &[ON, "--ephemeral-port=65535", "--refuse-program=tls_exec"],
+    );
+    let feature = |name: &str| {
+        let features = agent.features();
+        features
+            .into_iter()
+            .find(|(feature, _)| feature.name == name)
+            .map(|(feature, _)| feature.state)
+    };
+    assert_eq!(feature("ebpf-net/httpflow-tls/starts").as_deref(), Some("degraded"));
+    assert_eq!(feature("ebpf-net/httpflow-tls").as_deref(), Some("on"));
+    let ca = path.join("cert.pem").display().to_string();
+    let through = format!("https://localhost:{}", ports[0]);
+    for _ in 0..3 {
+        curl(&[
+            "--proxy-cacert",
+            &ca,
+            "-x",
+            &through,
+            "--cacert",
+            &ca,
+            "--http1.1",
+            &format!("https://localhost:{}/page", ports[1]),
+        ]);
+    }
+    let truth = nginx.truth();
+    assert_eq!(total(&truth), 3);
+    wait_for("both ends are in rows", || {
+        let rows = rows(path);
+        let paged = |direction, port| {
+            let sums = sums_of(&rows_at(&rows, direction, &[port]));
+            sums.iter()
+                .filter(|((_, path, _), _)| path == "/page")
+                .map(|(_, sum)| sum.count)
+                .sum::<u64>()
+        };
+        paged("outgoing", ports[0]) >= 3 && paged("incoming", ports[1]) >= 3
+    });
+    agent.stop();
+    drop(proxy);
+    let rows = rows(path);
+    same("server", &sums_of(&rows_at(&rows, "incoming", &[ports[1]])), &truth);
+    let mut asked = sums_of(&rows_at(&rows, "outgoing", &[ports[0]]));
+    asked.retain(|(method, _, _), _| method != "CONNECT");
+    same("clients of the proxy", &asked, &truth);
+}
+
+#[test]
+#[ignore = "native: needs root"]
+fn a_program_that_is_refused_takes_httpflow_tls_alone() {
+    let directory = directory();
+    let path = directory.path();
+    files(path);
+    let nginx = Nginx::start(path);
+    let agent = Agent::start(Rights::Own, path, &[ON, PORTS, "--refuse-program=tls_read"]);
+    curl(&[&format!("http://localhost:{}/small", nginx.port)]);
+    wait_for("plain text is in rows", || {
+        !rows_at(&rows(path), "incoming", &[nginx.port]).is_empty()
+    });
+    let features = agent.features();
+    let (feature, _) = features
+        .iter()
+        .find(|(feature, _)| feature.name == "ebpf-net/httpflow-tls")
+        .unwrap_or_else(|| panic!("{features:?}"));
+    assert_eq!(feature.state, "off");
+    assert!(feature.reason.contains("tls_read"), "{feature:?}");
 }
 
 #[test]

@@ -84,10 +84,10 @@ pub(crate) fn tls_free(ctx: ProbeContext) -> u32 {
 /// `BIO_write(bio, data, len)`: what a record looks like where it leaves the library, or is kept until the process sends it.
 #[uprobe]
 pub(crate) fn tls_bio_write(ctx: ProbeContext) -> u32 {
-    let Some(call) = innermost(current_task()) else {
+    let Some(Calls { calls: [outer, inner] }) = under_way(current_task()) else {
         return 0;
     };
-    let key = call.key;
+    let key = if inner.stack != 0 { inner.key } else { outer.key };
     if let Some(conn) = CONNS.get_ptr(&key)
         // SAFETY: a live map value.
         && unsafe { (*conn).sk } != 0
@@ -190,19 +190,12 @@ fn left(stack: u64, value: u64) -> u32 {
     0
 }
 
-/// The innermost call of a thread that is under way.
+/// The calls of a thread that are under way; `None` if there are none.
 #[inline(always)]
-pub(crate) fn innermost(task: u64) -> Option<Call> {
-    let calls = CALLS.get_ptr(&task)?;
+pub(crate) fn under_way(task: u64) -> Option<&'static Calls> {
     // SAFETY: a live map value, of this thread alone.
-    let calls = unsafe { &(*calls).calls };
-    if calls[1].stack != 0 {
-        Some(calls[1])
-    } else if calls[0].stack != 0 {
-        Some(calls[0])
-    } else {
-        None
-    }
+    let calls = unsafe { &*CALLS.get_ptr(&task)? };
+    (calls.calls[0].stack != 0).then_some(calls)
 }
 
 #[inline(always)]

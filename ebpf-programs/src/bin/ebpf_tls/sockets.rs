@@ -9,11 +9,11 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     http::{EVENT_VERSION, EventHead},
-    tls::{RECORD, TlsSock, stat},
+    tls::{Calls, RECORD, TlsSock, stat},
 };
 
 use crate::{
-    calls::innermost,
+    calls::under_way,
     emit,
     kernel::{Probed, current_task, owned_by_current, read},
     maps::{RECORDS, config, known, offsets},
@@ -86,10 +86,14 @@ fn look(ctx: &SkBuffContext) {
     let address = sock_address(ctx);
     let fresh = first[0] == HANDSHAKE;
     if owned_by_current(Probed(address))
-        && let Some(call) = innermost(current_task())
+        && let Some(Calls { calls: [outer, inner] }) = under_way(current_task())
     {
         sock.state = FOUND;
-        return emit::found(&call.key, address, fresh, stat::BY_NESTING);
+        // Of TLS within TLS both leave by this socket.
+        if inner.stack != 0 {
+            emit::found(&inner.key, address, fresh, stat::BY_NESTING);
+        }
+        return emit::found(&outer.key, address, fresh, stat::BY_NESTING);
     }
     if whole && let Some(key) = RECORDS.get_ptr(&record) {
         sock.state = FOUND;

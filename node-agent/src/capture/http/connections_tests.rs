@@ -97,6 +97,35 @@ const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 
 #[test]
+fn what_comes_before_its_socket_waits_for_it() {
+    let mut bench = Bench::new(10);
+    bench.connections = Connections::new(10, HttpOptions::default(), From::Calls);
+    // A server reads the request, and its answer tells the socket.
+    bench.bytes(1, 1000, INTO, 200, REQUEST);
+    assert!(bench.told().is_empty());
+    bench.open(1, role::SERVER, true);
+    bench.bytes(1, 3000, OUT, 100, RESPONSE);
+    let rows = bench.told();
+    assert_eq!((rows.len(), rows[0].status_code, rows[0].latency_ns), (1, 200, 2000));
+    // What is missing was lost, both ways: nothing waits for it.
+    bench.bytes(1, 4000, INTO, 200 + 2 * REQUEST.len() as u32, REQUEST);
+    bench.bytes(1, 5000, OUT, 100 + RESPONSE.len() as u32, RESPONSE);
+    assert_eq!(bench.told().iter().map(|row| row.count).sum::<u64>(), 1);
+    // The process ends, and its connection with it; another's does not.
+    bench.connections.end_of(&[8], &mut bench.rows);
+    assert_eq!(bench.connections.len(), 1);
+    bench.connections.end_of(&[7], &mut bench.rows);
+    assert_eq!(bench.connections.len(), 0);
+    // Nobody tells these sockets: one connection ends, another waits too long.
+    bench.bytes(2, 6000, INTO, 0, REQUEST);
+    bench.end(2, OUT, 0, flag::RESET);
+    bench.bytes(3, 6000, INTO, 0, REQUEST);
+    bench.connections.end_interval(100 * SECOND, 0, &mut bench.rows);
+    assert_eq!(bench.connections.take_counts().no_socket, 2);
+    assert!(bench.told().is_empty());
+}
+
+#[test]
 fn both_roles_count_their_own_way() {
     for (role, sends, answers) in [(role::CLIENT, OUT, INTO), (role::SERVER, INTO, OUT)] {
         let mut bench = Bench::new(10);

@@ -47,7 +47,7 @@ const PROCESSES_MAX: usize = 16_384;
 /// Files that are remembered as to what is in them.
 const KNOWN_MAX: usize = 16_384;
 /// Bytes of symbols, or of their names, that are read of programs and of libraries.
-const SYMBOLS_MAX: u64 = 64 << 20;
+const SYMBOLS_MAX: u64 = 24 << 20;
 
 /// Finds them.
 pub(super) struct Finder {

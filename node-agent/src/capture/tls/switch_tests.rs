@@ -194,6 +194,7 @@ async fn httpflow_tls_is_switched_by_namespace() {
         keep_query: false,
         path_limit: 512,
         series_max: 1000,
+        routes: Vec::new(),
         proc: "/proc".into(),
         own_node_only: false,
         load: LoadOptions {

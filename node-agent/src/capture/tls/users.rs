@@ -13,7 +13,9 @@ use crate::capture::files::FileKey;
 /// Files with probes at most.
 pub(super) const FILES_MAX: usize = 1_024;
 /// How long probes stay after their last user.
-pub(super) const LINGER: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(60);
+/// The same where they keep the file system of a container in use.
+const LINGER_OVERLAY: Duration = Duration::from_secs(5);
 
 /// All of them. `P` is what holds the probes of a file; dropping it takes them away.
 #[derive(Debug)]
@@ -77,9 +79,10 @@ impl<P> Files<P> {
 
     /// Takes away probes that had no user for a while.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.files.retain(|_, file| {
+        self.files.retain(|key, file| {
+            let linger = if key.device == 0 { LINGER_OVERLAY } else { LINGER };
             file.unused
-                .is_none_or(|since| now.saturating_duration_since(since) < LINGER)
+                .is_none_or(|since| now.saturating_duration_since(since) < linger)
         });
     }
 
@@ -147,6 +150,18 @@ mod tests {
         files.is_left(&key(1), 13, now + 2 * LINGER);
         files.expire(now + 3 * LINGER);
         assert_eq!((live.get(), files.len()), (0, 0));
+    }
+
+    #[test]
+    fn file_systems_of_containers_are_let_go_soon() {
+        let (mut files, now) = (Files::default(), Instant::now());
+        let overlay = FileKey { device: 0, ..key(1) };
+        for key in [overlay, key(2)] {
+            files.probed(key, (), "openssl", 1);
+            files.is_left(&key, 1, now);
+        }
+        files.expire(now + LINGER_OVERLAY);
+        assert!(!files.is_used(&overlay, 1) && files.is_used(&key(2), 1));
     }
 
     #[test]
