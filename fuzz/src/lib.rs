@@ -1,7 +1,7 @@
 //! What the fuzz targets share: how bytes become pieces, and what must hold whatever the pieces are. The parsers are the
 //! agent's own sources, without the agent.
 
-#[path = "../../crates/api/src/blacklist.rs"]
+#[path = "../../crates/api/src/blacklist/mod.rs"]
 pub mod blacklist;
 #[path = "../../node-agent/src/protocols/mod.rs"]
 pub mod protocols;

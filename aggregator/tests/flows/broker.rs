@@ -26,7 +26,6 @@ pub struct Broker {
 #[derive(Debug)]
 pub struct Message {
     pub partition: u32,
-    pub offset: u64,
     /// In hexadecimal digits.
     pub key: String,
     pub pkg_id: String,
@@ -188,10 +187,9 @@ impl Broker {
         assert!(child.wait().unwrap().success());
         text.lines()
             .map(|line| {
-                let [partition, offset, key, pkg_id, value] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+                let [partition, _offset, key, pkg_id, value] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
                 Message {
                     partition: partition.parse().unwrap(),
-                    offset: offset.parse().unwrap(),
                     key: key.to_owned(),
                     pkg_id: pkg_id.to_owned(),
                     value: serde_json::from_str(value).unwrap(),

@@ -1,6 +1,12 @@
 //! The sinks of flow logs: Loki against a strict receiver of its protocol, metrics by what a scrape says, Kafka against a
 //! real broker (ignored by default: it takes a Java and `EBPFCOLLECTOR_KAFKA_LIBS`, a directory with the broker's jars).
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
 
 mod broker;
 #[path = "../common/mod.rs"]

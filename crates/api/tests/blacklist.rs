@@ -201,6 +201,19 @@ fn wrong_programs_are_refused_with_their_place() {
 }
 
 #[test]
+fn long_programs_are_compiled_in_time_or_refused() {
+    let started = std::time::Instant::now();
+    let chain = vec!["tcp"; 200].join(" == ");
+    assert_eq!(Blacklist::compile(&chain).unwrap().rules().len(), 0);
+    let told = drops(&chain, &packet("10.0.0.1", 1, "10.0.0.2", 2, "udp"), "", "");
+    // An even number of equal values.
+    assert!(told);
+    let longer = Blacklist::compile(&vec!["tcp"; 300].join(" == ")).unwrap_err();
+    assert!(longer.to_string().contains("at most 256 operators"), "{longer}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(5));
+}
+
+#[test]
 fn what_can_goes_to_the_kernel() {
     let parts = |program: &str| {
         let compiled = Blacklist::compile(program).unwrap();

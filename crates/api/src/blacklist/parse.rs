@@ -10,6 +10,8 @@ use super::{
 
 /// Brackets and negations within one another at most.
 const MAX_DEPTH: usize = 64;
+/// Operators of one statement at most.
+const MAX_OPERATORS: usize = 256;
 const VARIABLES: &str =
     "tcp, udp, ipv4, ipv6, src_port, dst_port, ip_saddr, ip_daddr, ip6_saddr, ip6_daddr, k8s_src_pod or k8s_dst_pod";
 
@@ -70,6 +72,8 @@ struct Parser {
     tokens: Vec<Placed>,
     at: usize,
     depth: usize,
+    /// Of this statement.
+    operators: usize,
 }
 
 /// The statements of a program.
@@ -78,6 +82,7 @@ pub(super) fn program(text: &str) -> Result<Vec<Expr>, BlacklistError> {
         tokens: tokens(text)?,
         at: 0,
         depth: 0,
+        operators: 0,
     };
     let mut statements = Vec::new();
     loop {
@@ -88,6 +93,7 @@ pub(super) fn program(text: &str) -> Result<Vec<Expr>, BlacklistError> {
             return Ok(statements);
         }
         let start = parser.at;
+        parser.operators = 0;
         match parser.or()? {
             Value::Bool(expr) => statements.push(expr),
             other => {
@@ -95,7 +101,12 @@ pub(super) fn program(text: &str) -> Result<Vec<Expr>, BlacklistError> {
             }
         }
         if parser.peek() != Some(&Token::End) {
-            return Err(parser.error("an operator, `;` or the end of the line"));
+            let expected = if parser.operators >= MAX_OPERATORS {
+                "at most 256 operators in a statement"
+            } else {
+                "an operator, `;` or the end of the line"
+            };
+            return Err(parser.error(expected));
         }
     }
 }
@@ -137,9 +148,10 @@ impl Parser {
             return None;
         };
         let sign = *sign;
-        if !signs.contains(&sign) {
+        if !signs.contains(&sign) || self.operators >= MAX_OPERATORS {
             return None;
         }
+        self.operators += 1;
         self.at += 1;
         self.breaks();
         Some(sign)

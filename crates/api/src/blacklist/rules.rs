@@ -9,6 +9,8 @@ use super::{
 
 /// Alternatives of one statement at most, while it is taken apart.
 const MAX_ALTERNATIVES: usize = 64;
+/// Parts of an expression looked at, at most: comparisons of comparisons double with each.
+const MAX_STEPS: u32 = 4096;
 const TCP: u8 = 1;
 const UDP: u8 = 2;
 const OTHER: u8 = 4;
@@ -253,7 +255,8 @@ fn split(expr: &Expr) -> Parts {
         left.rest.extend(right.rest);
         return left;
     }
-    match rules(expr, true) {
+    let mut steps = MAX_STEPS;
+    match rules(expr, true, &mut steps) {
         Some(rules) => Parts {
             rules,
             rest: Vec::new(),
@@ -266,7 +269,8 @@ fn split(expr: &Expr) -> Parts {
 }
 
 /// Rules of which one matches when the expression is `wanted`; `None` where rules cannot say that.
-fn rules(expr: &Expr, wanted: bool) -> Option<Vec<Rule>> {
+fn rules(expr: &Expr, wanted: bool, steps: &mut u32) -> Option<Vec<Rule>> {
+    *steps = steps.checked_sub(1)?;
     let when = |holds: bool| if holds { vec![Rule::ALL] } else { Vec::new() };
     let families = |families| vec![Rule { families, ..Rule::ALL }];
     let protocols = |protocols: u8| {
@@ -282,13 +286,15 @@ fn rules(expr: &Expr, wanted: bool) -> Option<Vec<Rule>> {
         Expr::Tcp => Some(protocols(TCP)),
         Expr::Udp => Some(protocols(UDP)),
         Expr::Family { v6 } => Some(families(if *v6 == wanted { V6 } else { V4 })),
-        Expr::Not(inner) => rules(inner, !wanted),
-        Expr::And(left, right) if wanted => every(rules(left, true)?, &rules(right, true)?),
-        Expr::Or(left, right) if !wanted => every(rules(left, false)?, &rules(right, false)?),
-        Expr::And(left, right) | Expr::Or(left, right) => any(rules(left, wanted)?, rules(right, wanted)?),
+        Expr::Not(inner) => rules(inner, !wanted, steps),
+        Expr::And(left, right) if wanted => every(rules(left, true, steps)?, &rules(right, true, steps)?),
+        Expr::Or(left, right) if !wanted => every(rules(left, false, steps)?, &rules(right, false, steps)?),
+        Expr::And(left, right) | Expr::Or(left, right) => {
+            any(rules(left, wanted, steps)?, rules(right, wanted, steps)?)
+        }
         Expr::Same(left, right) => any(
-            every(rules(left, true)?, &rules(right, wanted)?)?,
-            every(rules(left, false)?, &rules(right, !wanted)?)?,
+            every(rules(left, true, steps)?, &rules(right, wanted, steps)?)?,
+            every(rules(left, false, steps)?, &rules(right, !wanted, steps)?)?,
         ),
         Expr::Ports(left, how, right) => ports(*left, *how, *right, wanted),
         Expr::Text(Text::Address { source, v6 }, Text::Literal(text))

@@ -15,6 +15,10 @@ pub struct FlowJson {
 
 /// Bytes that go into a JSON text as they are: all but quotes, back-slashes, control characters, what HTML takes apart,
 /// and the first byte of the two line separators of Unicode.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "runs while compiling, where a wrong index is an error"
+)]
 static PLAIN: [bool; 256] = {
     let mut table = [true; 256];
     let mut byte = 0;
