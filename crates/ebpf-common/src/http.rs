@@ -224,7 +224,7 @@ pub struct HttpConfig {
     pub generation: u32,
     /// Ring-buffer fill in bytes beyond which long segments are not captured whole.
     pub busy_bytes: u32,
-    /// 1 once all sockets older than the programs are [`state::OLDER`]: what is not remembered was judged not to speak HTTP.
+    /// 1 if connections are marked that are older than the programs: of others that do not speak HTTP nothing is remembered.
     pub marked: u32,
     /// Zero.
     pub _pad: u32,

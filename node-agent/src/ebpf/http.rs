@@ -1,6 +1,9 @@
 //! Loads the programs of `httpflow` and gives typed access to their maps. Entry: [`load`].
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, anyhow};
 use aya::{
@@ -42,6 +45,9 @@ const HOOKS: [(&str, CgroupSkbAttachType); 2] = [
     ("http_ingress", CgroupSkbAttachType::Ingress),
 ];
 
+/// Pause between looks for network namespaces that are new.
+const MARK_AGAIN: Duration = Duration::from_secs(10);
+
 /// Sizes and switches of the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -60,7 +66,11 @@ pub struct HttpObject {
     quit: HashMap<MapData, u64, u32>,
     stats: PerCpuArray<MapData, u64>,
     policy: MapData,
+    marked: HashMap<MapData, u32, u8>,
+    settings: HttpConfig,
+    next_marks: Instant,
     marks_older: bool,
+    done: namespaces::Done,
     /// Ring of events.
     pub events: RingBuf<MapData>,
 }
@@ -104,7 +114,7 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
     }
     let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("object has no map {name}"));
     let (settings, quit, stats): (Map, Map, Map) = (take("CONFIG")?, take("QUIT")?, take("STATS")?);
-    let (policy, events) = (take("POLICY")?, take("EVENTS")?);
+    let (policy, events, marked): (Map, Map, Map) = (take("POLICY")?, take("EVENTS")?, take("MARKED")?);
     let Map::HashMap(policy) = policy else {
         anyhow::bail!("map POLICY has an unexpected type");
     };
@@ -114,6 +124,10 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         stats: PerCpuArray::try_from(stats)?,
         events: RingBuf::try_from(events)?,
         policy,
+        marked: HashMap::try_from(marked)?,
+        settings: config,
+        next_marks: Instant::now(),
+        done: namespaces::Done::default(),
         marks_older: !options.refuse.iter().any(|refused| refused == OLDER),
         ebpf,
     };
@@ -156,35 +170,68 @@ impl HttpObject {
         Ok(())
     }
 
-    /// Marks the connections that are older than the attached programs; gives the number of network namespaces looked at.
-    /// Once this is done, nothing need be remembered of connections that turn out to speak something else.
+    /// Marks connections, now and when it is time again; see [`HttpObject::mark_older`].
+    pub fn mark_older_in_time(&mut self, proc: &Proc) {
+        let now = Instant::now();
+        if now < self.next_marks {
+            return;
+        }
+        self.next_marks = now + MARK_AGAIN;
+        let before = self.marks();
+        let outcome = self.mark_older(proc);
+        if self.marks() != before
+            && let Err(error) = self.set_config(self.settings)
+        {
+            tracing::warn!(error = format!("{error:#}"), "Cannot tell the kernel that connections are marked");
+        }
+        if let Err(error) = outcome {
+            tracing::info!(
+                reason = format!("{error:#}"),
+                "Where connections older than the programs cannot be marked, those that do not speak HTTP cost more"
+            );
+        }
+    }
+
+    /// True if connections older than the programs have their marks.
+    fn marks(&self) -> bool {
+        self.marks_older && !self.done.is_empty()
+    }
+
+    /// Marks the connections that are there, in network namespaces where that was not done yet: of later ones that turn out to
+    /// speak something else nothing need be remembered. Does nothing if it failed before.
     ///
     /// # Errors
-    /// If the kernel has no iterator of sockets that may mark them (5.11), or a namespace cannot be entered.
-    pub fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<usize> {
-        anyhow::ensure!(
-            self.marks_older,
-            "program {OLDER} is refused by the option refuse_programs"
-        );
+    /// If the kernel has no iterator of sockets that may mark them (5.11), or a namespace cannot be entered. Connections there
+    /// cost what they would without.
+    fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<()> {
+        if !self.marks_older {
+            return Ok(());
+        }
+        // Tried again where it works, and not where it does not.
+        self.marks_older = false;
+        let marked = Mutex::new(&mut self.marked);
         let program: &mut Iter = self
             .ebpf
             .program_mut(OLDER)
             .ok_or_else(|| anyhow!("object has no program {OLDER}"))?
             .try_into()?;
-        program
-            .load("tcp", &Btf::from_sys_fs()?)
-            .with_context(|| format!("program {OLDER}"))?;
+        if self.done.is_empty() {
+            program
+                .load("tcp", &Btf::from_sys_fs()?)
+                .with_context(|| format!("program {OLDER}"))?;
+        }
         let program = Mutex::new(program);
-        let namespaces = namespaces::in_each(proc, || {
+        namespaces::in_each_new(proc, &mut self.done, |inode| {
             let mut program = program.lock();
             let link = program.attach().with_context(|| format!("program {OLDER}"))?;
             // Made and read here: it runs over the sockets of the namespace it is made in.
             let mut run = program.take_link(link)?.into_file()?;
             std::io::copy(&mut run, &mut std::io::sink()).with_context(|| format!("cannot run program {OLDER}"))?;
+            marked.lock().insert(u32::try_from(inode)?, 1, 0)?;
             Ok(())
         })?;
-        program.into_inner().unload()?;
-        Ok(namespaces)
+        self.marks_older = true;
+        Ok(())
     }
 
     /// Ends to look at segments; maps stay.
@@ -229,6 +276,11 @@ impl HttpObject {
     /// # Errors
     /// If the kernel refuses the map update.
     pub fn set_config(&mut self, config: HttpConfig) -> anyhow::Result<()> {
+        self.settings = config;
+        let config = HttpConfig {
+            marked: u32::from(self.marks()),
+            ..config
+        };
         self.config
             .set(0, config, 0)
             .context("cannot write the settings of httpflow")

@@ -1,4 +1,4 @@
-//! Network namespaces of the machine's processes, and work done inside each. Entry: [`in_each`].
+//! Network namespaces of the machine's processes, and work done inside each. Entry: [`in_each_new`].
 
 use std::{
     fs::{self, File},
@@ -10,54 +10,59 @@ use ahash::RandomState;
 use anyhow::Context as _;
 use hashbrown::HashSet;
 
-use super::privileges;
 use crate::identity::process::Proc;
 
-/// Does `work` once in each network namespace that a process of `proc` is in, on a thread that enters it; gives their number.
-///
-/// Some hardened process may refuse whoever asks; its namespace is mostly that of others too.
+/// Inode numbers of namespaces that the work was done in.
+pub type Done = HashSet<u64, RandomState>;
+
+/// Does `work`, which is given the inode number, in each network namespace that a process of `proc` is in and that is not among
+/// `done`, on a thread that enters it. Namespaces that cannot be looked at or entered are left out: some process may have ended,
+/// some refuse whoever asks.
 ///
 /// # Errors
-/// What `work` said; if a namespace cannot be entered (needs `CAP_SYS_ADMIN`), or processes do not say which is theirs (needs
-/// `CAP_SYS_PTRACE`).
-pub fn in_each(proc: &Proc, work: impl Fn() -> anyhow::Result<()> + Sync) -> anyhow::Result<usize> {
+/// What `work` said last in a namespace; if none could be entered (needs `CAP_SYS_ADMIN`).
+pub fn in_each_new(
+    proc: &Proc,
+    done: &mut Done,
+    work: impl Fn(u64) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
     let own = fs::metadata("/proc/thread-self/ns/net")
         .context("cannot look at the agent's network namespace")?
         .ino();
-    work()?;
-    let mut done: HashSet<u64, RandomState> = HashSet::from_iter([own]);
-    let (mut allowed, mut refused) = (0u32, 0u32);
+    if !done.contains(&own) {
+        work(own)?;
+        done.insert(own);
+    }
+    let mut problem = None;
     for pid in proc.pids() {
         let path = proc.path(pid, "ns/net");
-        let opened = fs::metadata(&path).and_then(|metadata| {
-            if done.contains(&metadata.ino()) {
-                return Ok(None);
-            }
-            let namespace = File::open(&path)?;
-            let inode = namespace.metadata()?.ino();
-            Ok(Some((namespace, inode)))
-        });
-        match opened {
-            Ok(Some((namespace, inode))) if !done.contains(&inode) => {
-                inside(&namespace, &work).with_context(|| format!("in the network namespace of process {pid}"))?;
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if done.contains(&metadata.ino()) {
+            continue;
+        }
+        let Ok(namespace) = File::open(&path) else { continue };
+        // The process may have gone, and another be there.
+        let Ok(inode) = namespace.metadata().map(|metadata| metadata.ino()) else {
+            continue;
+        };
+        if done.contains(&inode) {
+            continue;
+        }
+        match inside(&namespace, || work(inode)) {
+            Ok(()) => {
                 done.insert(inode);
-                allowed += 1;
             }
-            Ok(_) => allowed += 1,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused += 1,
-            // It is gone, and kernel threads have none.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+            Err(error) => {
+                problem = Some(error.context(format!("in the network namespace of process {pid}")));
+                // Nor could others be entered.
+                break;
+            }
         }
     }
-    anyhow::ensure!(
-        refused == 0 || (privileges::holds("CAP_SYS_PTRACE") && refused <= allowed),
-        "{refused} processes refuse to say which network namespace is theirs; it takes CAP_SYS_PTRACE"
-    );
-    Ok(done.len())
+    problem.map_or(Ok(()), Err)
 }
 
-fn inside(namespace: &File, work: &(impl Fn() -> anyhow::Result<()> + Sync)) -> anyhow::Result<()> {
+fn inside(namespace: &File, work: impl Fn() -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
     let enter = || {
         // SAFETY: no pointers; only this thread changes its namespace, and it ends.
         if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {

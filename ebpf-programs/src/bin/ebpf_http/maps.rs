@@ -25,6 +25,9 @@ pub(crate) static POLICY: HashMap<u64, u32> = HashMap::with_max_entries(16_384, 
 /// Sockets, by cookie, that user space found not to speak HTTP, or no longer. One that is forgotten costs events.
 #[map]
 pub(crate) static QUIT: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4_096, 0);
+/// Network namespaces, by inode number, whose connections were marked once: one that has no mark is younger.
+#[map]
+pub(crate) static MARKED: LruHashMap<u32, u8> = LruHashMap::with_max_entries(8_192, 0);
 /// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

@@ -21,7 +21,7 @@ use ebpf_programs::{
 use crate::{
     capture::{self, hand_on},
     kernel::{Probed, Process, current_process_by_task, current_task, owned_by_current, read, read_netns},
-    maps::{EVENTS, config, count, known, offsets, remember},
+    maps::{EVENTS, MARKED, config, count, known, offsets, remember},
     policy::bits,
     segment::{Segment, cookie, ends, is_listening},
     speaks::find_out,
@@ -31,6 +31,8 @@ use crate::{
 const PAUSE_NS: u64 = 60 * 1_000_000_000;
 /// Sequence numbers further apart than this are of no use.
 const FAR: i32 = 1 << 30;
+/// Of a connection with more segments it is worth remembering that it does not speak HTTP.
+const LONG: u32 = 32;
 
 /// A segment passed a socket.
 #[inline(always)]
@@ -46,10 +48,12 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &mut Segme
     let Some(config) = config() else { return };
     segment.forget();
     let mut start = Start::NOT;
+    let mut judged = false;
     if sock.is_null() {
         let Some(seen) = Start::of(sk, segment) else { return };
         start = seen;
-        if config.marked != 0 && start.begins == NEITHER {
+        judged = config.marked != 0 && start.begins == NEITHER && is_marked(ctx);
+        if judged && start.segments < LONG {
             return;
         }
     // SAFETY: a live map value; two CPUs write to different fields of it, or the same to one.
@@ -59,12 +63,20 @@ pub(crate) fn passed(ctx: &SkBuffContext, sk: *mut bpf_sock, segment: &mut Segme
     segment.begins = what_begins(ctx, segment);
     segment.forget();
     if sock.is_null() {
-        if config.marked != 0 && !may_be_http(start.begins, segment.begins) {
+        if config.marked != 0 && start.begins != NEITHER && !may_be_http(start.begins, segment.begins) {
             return;
         }
         sock = first_seen(ctx, sk, &start);
+        if sock.is_null() {
+            return;
+        }
         // SAFETY: checked for null; a live map value.
-        if sock.is_null() || !is_new(sk, unsafe { &mut *sock }, segment) {
+        let sock = unsafe { &mut *sock };
+        if judged {
+            sock.state = state::OTHER;
+            return;
+        }
+        if !is_new(sk, sock, segment) {
             return;
         }
     }
@@ -97,6 +109,8 @@ const CONNECTION: u8 = 2;
 struct Start {
     snd_nxt: u32,
     rcv_nxt: u32,
+    /// Segments with bytes, both ways.
+    segments: u32,
     /// [`NEITHER`], [`WAY`] or [`CONNECTION`].
     begins: u8,
 }
@@ -105,6 +119,7 @@ impl Start {
     const NOT: Self = Self {
         snd_nxt: 0,
         rcv_nxt: 0,
+        segments: 0,
         begins: NEITHER,
     };
 
@@ -116,8 +131,9 @@ impl Start {
             return None;
         }
         // SAFETY: checked for null; fields that the verifier allows.
-        let (rcv_nxt, snd_nxt, snd_una, received, acked) = unsafe {
+        let (segments, rcv_nxt, snd_nxt, snd_una, received, acked) = unsafe {
             (
+                (*tcp).data_segs_in.wrapping_add((*tcp).data_segs_out),
                 (*tcp).rcv_nxt,
                 (*tcp).snd_nxt,
                 (*tcp).snd_una,
@@ -139,9 +155,16 @@ impl Start {
         Some(Self {
             snd_nxt,
             rcv_nxt,
+            segments,
             begins,
         })
     }
+}
+
+/// True if connections of the packet's network namespace that are older than the programs have their marks.
+#[inline(always)]
+fn is_marked(ctx: &SkBuffContext) -> bool {
+    MARKED.get_ptr(read_netns(Probed(sock_address(ctx)))).is_some()
 }
 
 /// Where sockets older than the programs are marked, all others are judged by the first bytes of the connection, or of a way

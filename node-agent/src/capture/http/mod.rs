@@ -157,8 +157,7 @@ impl<S: Source> Beside for Capture<S> {
             },
             generation: 1,
             busy_bytes: config.load.ring_buffer_size / 4 * 3,
-            marked: 0,
-            _pad: 0,
+            ..KernelConfig::default()
         };
         let mut source = S::load(&config.load, kernel)?;
         let shared = config.own_node_only && !pid_namespace_is_first();
@@ -217,10 +216,6 @@ impl<S: Source> Beside for Capture<S> {
             metrics: own_metrics,
         };
         this.source.begin(with, &mut this.capabilities)?;
-        // Where processes are hidden, so may be the namespaces of their connections.
-        if shared || pid_namespace_is_first() {
-            this.mark_older()?;
-        }
         this.report();
         Ok(this)
     }
@@ -284,24 +279,6 @@ impl<S: Source> Capture<S> {
         self.source.programs()
     }
 
-    /// Spares the kernel remembering what does not speak HTTP, where it can.
-    fn mark_older(&mut self) -> anyhow::Result<()> {
-        match self.source.mark_older(&self.proc) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                self.kernel.marked = 1;
-                self.source.set_config(self.kernel)
-            }
-            Err(error) => {
-                tracing::debug!(
-                    reason = format!("{error:#}"),
-                    "Connections that do not speak HTTP take memory of the kernel: older ones cannot be told"
-                );
-                Ok(())
-            }
-        }
-    }
-
     fn report(&mut self) {
         let reasons: Vec<&str> = self
             .capabilities
@@ -328,7 +305,7 @@ impl<S: Source> Capture<S> {
             ended,
             look_again,
             changed,
-        } = self.source.turn(&mut self.capabilities);
+        } = self.source.turn(&self.proc, &mut self.capabilities);
         if !ended.is_empty() {
             // What they did last is in the ring.
             self.read_events();

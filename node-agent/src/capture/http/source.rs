@@ -83,17 +83,10 @@ pub trait Source: Sized + Send + 'static {
     /// # Errors
     /// If nothing can be seen on this machine.
     fn begin(&mut self, with: With<'_, Self::Metrics>, capabilities: &mut Capabilities) -> anyhow::Result<()>;
-    /// Marks the connections older than the programs; true if nothing need be remembered of others that speak something else.
-    ///
-    /// # Errors
-    /// If they cannot be told.
-    fn mark_older(&mut self, _proc: &Proc) -> anyhow::Result<bool> {
-        Ok(false)
-    }
     /// Ends to look; maps stay.
     fn detach(&mut self);
     /// Does what is due besides events.
-    fn turn(&mut self, _capabilities: &mut Capabilities) -> Turn {
+    fn turn(&mut self, _proc: &Proc, _capabilities: &mut Capabilities) -> Turn {
         Turn::default()
     }
     /// Waits until there is something to do, but not for longer than `time`.
@@ -156,14 +149,15 @@ impl Source for HttpObject {
         http::load(options, config)
     }
 
-    fn begin(&mut self, _with: With<'_, ()>, capabilities: &mut Capabilities) -> anyhow::Result<()> {
-        self.attach(capabilities)
+    fn begin(&mut self, with: With<'_, ()>, capabilities: &mut Capabilities) -> anyhow::Result<()> {
+        self.attach(capabilities)?;
+        self.mark_older_in_time(&Proc::new(with.proc));
+        Ok(())
     }
 
-    fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<bool> {
-        let namespaces = Self::mark_older(self, proc)?;
-        tracing::debug!(namespaces, "Marked the connections older than the programs of httpflow");
-        Ok(true)
+    fn turn(&mut self, proc: &Proc, _capabilities: &mut Capabilities) -> Turn {
+        self.mark_older_in_time(proc);
+        Turn::default()
     }
 
     fn detach(&mut self) {

@@ -125,7 +125,7 @@ impl Source for Libraries {
         self.object.detach();
     }
 
-    fn turn(&mut self, _capabilities: &mut Capabilities) -> Turn {
+    fn turn(&mut self, _proc: &Proc, _capabilities: &mut Capabilities) -> Turn {
         let Some(finder) = &mut self.finder else {
             return Turn::default();
         };
