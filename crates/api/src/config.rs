@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort, HttpRoute,
-    KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
+    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort,
+    HttpRoute, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
 };
 
 /// All options. Build it with [`crate::ConfigBuilder`].

@@ -86,7 +86,7 @@ fn flows(v6: bool, features: bool) -> Vec<FlowLog> {
                 src: 32_768 + (n % 28_000) as u16,
                 dst: 8443,
             };
-            let mut flow = FlowLog::new(ip(n & 0xffff), ip(n * 7 & 0xffff), TCP, ports);
+            let mut flow = FlowLog::new(ip(n & 0xffff), ip((n * 7) & 0xffff), TCP, ports);
             flow.start_unix_ms = 1_790_000_000_000 + i64::from(n);
             flow.end_unix_ms = flow.start_unix_ms + 4_900;
             flow.etype = 2048;

@@ -182,7 +182,10 @@ impl HttpObject {
         if self.marks() != before
             && let Err(error) = self.set_config(self.settings)
         {
-            tracing::warn!(error = format!("{error:#}"), "Cannot tell the kernel that connections are marked");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "Cannot tell the kernel that connections are marked"
+            );
         }
         if let Err(error) = outcome {
             tracing::info!(

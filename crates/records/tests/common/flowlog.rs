@@ -11,7 +11,7 @@ fn flowlog_of(number: &mut dyn FnMut() -> u64, text: &mut dyn FnMut() -> Str) ->
         }
     }
     fn peer(number: &mut dyn FnMut() -> u64, text: &mut dyn FnMut() -> Str) -> Option<std::sync::Arc<FlowPeer>> {
-        if number() % 4 == 0 {
+        if number().is_multiple_of(4) {
             return None;
         }
         Some(std::sync::Arc::new(FlowPeer {
@@ -20,7 +20,7 @@ fn flowlog_of(number: &mut dyn FnMut() -> u64, text: &mut dyn FnMut() -> Str) ->
             namespace: text(),
             owner_name: text(),
             owner_kind: text(),
-            host_ip: (number() % 3 != 0).then(|| ip(number)),
+            host_ip: (!number().is_multiple_of(3)).then(|| ip(number)),
             host_name: text(),
             zone: text(),
             network: text(),
@@ -38,7 +38,7 @@ fn flowlog_of(number: &mut dyn FnMut() -> u64, text: &mut dyn FnMut() -> Str) ->
         },
     };
     let mut flow = FlowLog::new(ip(number), ip(number), number() as u8, l4);
-    let mut yes = |odds: u64| number() % odds != 0;
+    let mut yes = |odds: u64| !number().is_multiple_of(odds);
     let [macs, dscp, flags, agent, dns, answer, drops, xlat, conversation, totals, first] = [(); 11].map(|()| yes(3));
     flow.start_unix_ms = number() as i64;
     flow.end_unix_ms = number() as i64;

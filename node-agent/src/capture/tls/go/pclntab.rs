@@ -92,7 +92,9 @@ impl Table {
                         address: range.address.checked_add(before)?,
                         size: range.size.checked_sub(before)?,
                     };
-                    (table.address % 8 == 0)
+                    table
+                        .address
+                        .is_multiple_of(8)
                         .then(|| Self::parse(image, table).ok())
                         .flatten()
                 })

@@ -23,8 +23,14 @@ const HANDSHAKES: [&str; 2] = [
     "crypto/tls.(*Conn).serverHandshake",
 ];
 
-/// Ways to build it, by name: arguments, then environment.
-const WAYS: &[(&str, &[&str], &[(&str, &str)])] = &[
+/// A way to build it: its name, arguments of `go build`, and environment.
+type Way = (
+    &'static str,
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+);
+
+const WAYS: &[Way] = &[
     ("static", &[], &[("CGO_ENABLED", "0")]),
     ("cgo", &["-ldflags=-linkmode=external"], &[("CGO_ENABLED", "1")]),
     ("pie", &["-buildmode=pie"], &[("CGO_ENABLED", "0")]),
@@ -36,7 +42,7 @@ const WAYS: &[(&str, &[&str], &[(&str, &str)])] = &[
     ("arm", &[], &[("CGO_ENABLED", "0"), ("GOARCH", "arm64")]),
 ];
 /// Ways without symbols: arguments.
-const STRIPPED: &[(&str, &[&str], &[(&str, &str)])] = &[
+const STRIPPED: &[Way] = &[
     ("static-small", &["-ldflags=-s -w"], &[("CGO_ENABLED", "0")]),
     (
         "pie-small",
