@@ -79,8 +79,8 @@ for n in range(30):
 "#;
 
 pub const NODE: &str = r#"
-pub const https = require('https'), fs = require('fs');
-pub const agent = new https.Agent({ keepAlive: true, maxSockets: 1, ca: fs.readFileSync('cert.pem') });
+const https = require('https'), fs = require('fs');
+const agent = new https.Agent({ keepAlive: true, maxSockets: 1, ca: fs.readFileSync('cert.pem') });
 let left = 25;
 function go() {
   if (left-- === 0) return agent.destroy();
@@ -94,7 +94,7 @@ go();
 
 /// Node has its own OpenSSL, and keeps records in memory.
 pub const NODE_SERVER: &str = r#"
-pub const https = require('https'), fs = require('fs');
+const https = require('https'), fs = require('fs');
 https.createServer({ key: fs.readFileSync('key.pem'), cert: fs.readFileSync('cert.pem') }, (request, answer) => {
   request.resume().on('end', () => answer.end('n'.repeat(3000)));
 }).listen(Number(process.argv[2]), '127.0.0.1');
