@@ -21,6 +21,7 @@ TEST_PACKAGES=(
     debian-archive-keyring kmod qemu-system-x86 xz-utils zstd # kernels in QEMU
     conntrack dnsmasq-base iptables libcap2-bin nginx tshark  # native tests
     default-jdk-headless nodejs openssl wget                  # servers and clients of HTTP and TLS
+    maven                                                     # a broker of Kafka
     python3 util-linux
     wrk                                                       # make bench
     docker.io                                                 # the image
@@ -96,7 +97,7 @@ missing_programs() {
     if [[ $WHAT == all ]]; then
         # Some are in directories that only root has on PATH.
         local PATH=$PATH:/usr/sbin:/sbin
-        programs+=(conntrack dnsmasq java nginx node openssl wget wrk python3 containerd runc iptables nsenter unshare depmod qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
+        programs+=(conntrack dnsmasq java nginx node openssl wget wrk python3 containerd runc iptables nsenter unshare depmod mvn qemu-system-x86_64 xz zstd capsh tshark setpriv dockerd apt-get dpkg-deb)
     fi
     for program in "${programs[@]}"; do
         have "$program" || { echo "$program" && missing=1; }

@@ -56,6 +56,8 @@ tier_native() {
     can_be_root || { echo "needs root, or sudo without a password" && return $SKIPPED; }
     static_binaries || return
     local status=0 topology
+    EBPFCOLLECTOR_KAFKA_LIBS=$(scripts/kafka.sh) || return
+    export EBPFCOLLECTOR_KAFKA_LIBS
     (
         ((EUID == 0)) || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo --preserve-env env PATH=$PATH"
         cargo_tests cargo test --workspace --no-fail-fast -- --ignored --test-threads=1

@@ -26,7 +26,7 @@ fn once(count: u32) -> BTreeMap<u64, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Java and the jars of a broker"]
+#[ignore = "native: needs Java and the jars of a broker, which scripts/kafka.sh fetches"]
 async fn flows_arrive_through_a_killed_broker_and_over_tls() {
     let mut broker = tokio::task::spawn_blocking(|| Broker::start(4)).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -102,6 +102,7 @@ async fn flows_arrive_through_a_killed_broker_and_over_tls() {
 }
 
 /// `cargo test --release ... -- --ignored how_fast`: flows per second from `accept` to the broker's acknowledgement.
+#[cfg(not(debug_assertions))]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Java and the jars of a broker; a measurement"]
 async fn how_fast() {

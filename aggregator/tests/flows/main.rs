@@ -1,5 +1,5 @@
 //! The sinks of flow logs: Loki against a strict receiver of its protocol, metrics by what a scrape says, Kafka against a
-//! real broker (ignored by default: it takes a Java and `EBPFCOLLECTOR_KAFKA_LIBS`, a directory with the broker's jars).
+//! real broker (in the native tier: it takes a Java and `EBPFCOLLECTOR_KAFKA_LIBS`, what `scripts/kafka.sh` prints).
 #![allow(
     missing_docs,
     unreachable_pub,
