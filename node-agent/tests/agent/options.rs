@@ -139,7 +139,11 @@ fn each_fault_is_named() {
         ),
         (
             &["standalone"],
-            &["dataway", "there is no output", "dataway, kafka_address, loki_url, flow_metrics, output_file or output_stdout"],
+            &[
+                "dataway",
+                "there is no output",
+                "dataway, kafka_address, loki_url, flow_metrics, output_file or output_stdout",
+            ],
         ),
         (
             &["standalone", out, "--aggregator=http://127.0.0.1:1"],
