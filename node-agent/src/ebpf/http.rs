@@ -36,6 +36,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_ht
 /// HTTP exchanges in plain text.
 pub const HTTP: &str = "ebpf-net/httpflow";
 
+/// What does not speak HTTP is told from connections older than the programs.
+pub const OLDER_TOLD: &str = "ebpf-net/httpflow/older";
+
 /// Programs of the object.
 pub const PROGRAMS: [&str; 4] = ["http_egress", "http_ingress", NAMESPACE, OLDER];
 const OLDER: &str = "http_older";
@@ -70,6 +73,7 @@ pub struct HttpObject {
     settings: HttpConfig,
     next_marks: Instant,
     marks_older: bool,
+    refused: bool,
     done: namespaces::Done,
     /// Ring of events.
     pub events: RingBuf<MapData>,
@@ -128,7 +132,8 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         settings: config,
         next_marks: Instant::now(),
         done: namespaces::Done::default(),
-        marks_older: !options.refuse.iter().any(|refused| refused == OLDER),
+        marks_older: true,
+        refused: options.refuse.iter().any(|refused| refused == OLDER),
         ebpf,
     };
     object.set_config(config)?;
@@ -170,29 +175,34 @@ impl HttpObject {
         Ok(())
     }
 
-    /// Marks connections, now and when it is time again; see [`HttpObject::mark_older`].
-    pub fn mark_older_in_time(&mut self, proc: &Proc) {
+    /// Marks connections, now and when it is time again; see [`HttpObject::mark_older`]. True if what works has changed.
+    pub fn mark_older_in_time(&mut self, proc: &Proc, capabilities: &mut Capabilities) -> bool {
         let now = Instant::now();
-        if now < self.next_marks {
-            return;
+        if now < self.next_marks || !self.marks_older {
+            return false;
         }
         self.next_marks = now + MARK_AGAIN;
         let before = self.marks();
         let outcome = self.mark_older(proc);
-        if self.marks() != before
-            && let Err(error) = self.set_config(self.settings)
-        {
+        if self.marks() == before && outcome.is_ok() {
+            return false;
+        }
+        if let Err(error) = self.set_config(self.settings) {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "Cannot tell the kernel that connections are marked"
             );
         }
-        if let Err(error) = outcome {
-            tracing::info!(
-                reason = format!("{error:#}"),
-                "Where connections older than the programs cannot be marked, those that do not speak HTTP cost more"
-            );
+        capabilities.features.retain(|feature| feature.name != OLDER_TOLD);
+        match outcome {
+            Ok(()) => capabilities.on(OLDER_TOLD, "iterator of TCP sockets in each network namespace"),
+            Err(error) => capabilities.degraded(
+                OLDER_TOLD,
+                "",
+                format!("connections that do not speak HTTP are remembered, and cost more: {error:#}"),
+            ),
         }
+        true
     }
 
     /// True if connections older than the programs have their marks.
@@ -207,11 +217,12 @@ impl HttpObject {
     /// If the kernel has no iterator of sockets that may mark them (5.11), or a namespace cannot be entered. Connections there
     /// cost what they would without.
     fn mark_older(&mut self, proc: &Proc) -> anyhow::Result<()> {
-        if !self.marks_older {
-            return Ok(());
-        }
         // Tried again where it works, and not where it does not.
         self.marks_older = false;
+        anyhow::ensure!(
+            !self.refused,
+            "program {OLDER} is refused by the option refuse_programs"
+        );
         let marked = Mutex::new(&mut self.marked);
         let program: &mut Iter = self
             .ebpf

@@ -151,13 +151,15 @@ impl Source for HttpObject {
 
     fn begin(&mut self, with: With<'_, ()>, capabilities: &mut Capabilities) -> anyhow::Result<()> {
         self.attach(capabilities)?;
-        self.mark_older_in_time(&Proc::new(with.proc));
+        self.mark_older_in_time(&Proc::new(with.proc), capabilities);
         Ok(())
     }
 
-    fn turn(&mut self, proc: &Proc, _capabilities: &mut Capabilities) -> Turn {
-        self.mark_older_in_time(proc);
-        Turn::default()
+    fn turn(&mut self, proc: &Proc, capabilities: &mut Capabilities) -> Turn {
+        Turn {
+            changed: self.mark_older_in_time(proc, capabilities),
+            ..Turn::default()
+        }
     }
 
     fn detach(&mut self) {
