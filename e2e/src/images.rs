@@ -51,7 +51,6 @@ http {
         ssl_certificate_key /etc/key.pem;
         location /short { return 200 "some words"; }
         location /none { return 404 "none"; }
-        location /post { return 201; }
         location /warm { return 204; }
     }
 }

@@ -20,7 +20,7 @@ const PORT: u16 = 7601;
 const SERVER: &str = "https-server";
 /// What a client asks of each target and in each version, by one process with the words `TOGETHER` and by one for each.
 const TOGETHER: [&str; 3] = ["GET /short 200", "GET /none 404", "GET /short 200"];
-const EACH: [&str; 2] = ["GET /none 404", "POST /post 201"];
+const EACH: [&str; 2] = ["GET /none 404", "HEAD /short 200"];
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 /// What is asked for first, so that the libraries of a pod were seen once; not counted.
 const WARM: &str = "/warm";
@@ -240,8 +240,8 @@ fn script(targets: &[String]) -> String {
     let word = |text: &str, target: &str| -> String {
         let mut words = text.split_whitespace();
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let body = if method == "POST" { "--data some=thing " } else { "" };
-        format!("{body}--output /dev/null https://{target}{path}")
+        let head = if method == "HEAD" { "--head " } else { "" };
+        format!("{head}--output /dev/null https://{target}{path}")
     };
     for target in targets {
         for version in VERSIONS {
