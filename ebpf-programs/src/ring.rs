@@ -1,5 +1,8 @@
 //! When the reader of a ring is woken.
 
+/// `BPF_RB_NO_WAKEUP` and `BPF_RB_FORCE_WAKEUP`, `include/uapi/linux/bpf.h`.
+const NO_WAKEUP: u64 = 1;
+const FORCE_WAKEUP: u64 = 2;
 /// What is not zero of how far a fill is beyond the mark, except in the first 8 KiB of each 64 KiB.
 const ELSEWHERE: u64 = 1 << 63 | 0xe000;
 
@@ -9,8 +12,14 @@ const ELSEWHERE: u64 = 1 << 63 | 0xe000;
 /// takes longer than all the rest of an event. As several CPUs may together leap over a stretch, there are more of them.
 /// Without a branch: in loops old kernels would walk on twice.
 #[inline(always)]
-pub fn wakes(available: u64, mark: u64) -> u64 {
+fn wakes(available: u64, mark: u64) -> u64 {
     ((available.wrapping_sub(mark) & ELSEWHERE) >> 13).wrapping_sub(1) >> 63
+}
+
+/// Flag with which such an event is submitted.
+#[inline(always)]
+pub fn submit_flag(available: u64, mark: u64) -> u64 {
+    NO_WAKEUP + wakes(available, mark) * (FORCE_WAKEUP - NO_WAKEUP)
 }
 
 #[cfg(test)]
@@ -33,6 +42,7 @@ mod tests {
         ] {
             assert_eq!(wakes(available, MARK), expected, "{available}");
         }
+        assert_eq!((submit_flag(0, MARK), submit_flag(MARK, MARK)), (1, 2));
         // No event is so long that the fill could leap over all of it, and few events wake it in vain.
         for event in [24, 104, 4_144, 8_192] {
             let fills = (event..3 << 20).step_by(event as usize);

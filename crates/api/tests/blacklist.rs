@@ -406,28 +406,3 @@ proptest! {
         let _ = Blacklist::compile(&words.concat());
     }
 }
-
-/// `cargo test --release -p ec-api --test blacklist -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn cost_per_packet() {
-    let program = "udp && dst_port == 53\nip_saddr == '1.1.1.1' && (src_port == 80 || dst_port == 80)\nipnet_contains('127.0.0.0/8', ip_saddr)\nip6_saddr == 'fd00::9'\ndst_port >= 30000 && dst_port <= 32767 && tcp\nip_daddr != '10.0.0.1' && ipnet_contains('10.0.0.0/24', ip_daddr) && src_port == 1\nipnet_contains('fd01::/16', ip6_daddr)\nsrc_port == 9100\ndst_port == 9100";
-    let compiled = Blacklist::compile(program).unwrap();
-    let packets = [
-        packet("10.9.0.1", 50_000, "10.9.0.2", 443, "tcp"),
-        packet("fd00::1", 50_000, "fd00::2", 443, "tcp"),
-    ];
-    let started = std::time::Instant::now();
-    let mut dropped = 0_u64;
-    let rounds = 2_000_000_u64;
-    for _ in 0..rounds {
-        for packet in &packets {
-            dropped += u64::from(compiled.packet_matches(std::hint::black_box(packet)));
-        }
-    }
-    let ns = started.elapsed().as_nanos() as f64 / (rounds * 2) as f64;
-    println!(
-        "{} rules: {ns:.1} ns per packet, {dropped} dropped",
-        compiled.rules().len()
-    );
-}

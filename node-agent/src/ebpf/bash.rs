@@ -13,6 +13,7 @@ use ebpf_common::bash::{BashConfig, stat};
 use super::{
     btf::KernelTypes,
     capability::Capabilities,
+    counters,
     offsets::tgid_pid,
     sys::{self, ProgramStats},
     uprobe::{At, Attached, Probes},
@@ -171,16 +172,7 @@ impl BashObject {
     /// # Errors
     /// If the map cannot be read.
     pub fn stats(&self) -> anyhow::Result<[u64; stat::COUNT as usize]> {
-        let mut all = [0; stat::COUNT as usize];
-        for (index, sum) in all.iter_mut().enumerate() {
-            let index = u32::try_from(index)?;
-            let values = self
-                .stats
-                .get(&index, 0)
-                .context("cannot read the counters of ebpf-bash")?;
-            *sum = values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value));
-        }
-        Ok(all)
+        counters::sums(&self.stats).context("cannot read the counters of ebpf-bash")
     }
 
     /// Kernel statistics of each loaded program.

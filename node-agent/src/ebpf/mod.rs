@@ -9,6 +9,7 @@ mod attach;
 pub mod bash;
 pub mod btf;
 pub mod capability;
+mod counters;
 pub mod dns;
 pub mod http;
 pub mod namespaces;

@@ -20,7 +20,7 @@ use super::{
     bash,
     btf::KernelTypes,
     capability::Capabilities,
-    dns, http,
+    counters, dns, http,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
@@ -285,11 +285,7 @@ impl NetObject {
     /// # Errors
     /// As [`Self::stat`].
     pub fn stats(&self) -> anyhow::Result<[u64; stat::COUNT as usize]> {
-        let mut all = [0; stat::COUNT as usize];
-        for (index, value) in all.iter_mut().enumerate() {
-            *value = self.stat(u32::try_from(index)?)?;
-        }
-        Ok(all)
+        counters::sums(&self.stats).context("cannot read the counters of ebpf-net")
     }
 
     /// Kernel statistics of each loaded program.

@@ -23,6 +23,7 @@ use super::{
     attach::{cgroup2_root, is_whole},
     btf::KernelTypes,
     capability::Capabilities,
+    counters,
     http::LoadOptions,
     offsets::net_offsets,
     sys::{self, ProgramStats},
@@ -321,15 +322,7 @@ impl TlsObject {
     /// # Errors
     /// If the map cannot be read.
     pub fn stats(&self) -> anyhow::Result<[u64; stat::COUNT as usize]> {
-        let mut all = [0; stat::COUNT as usize];
-        for (index, sum) in all.iter_mut().enumerate() {
-            let values = self
-                .stats
-                .get(&u32::try_from(index)?, 0)
-                .context("cannot read the counters of httpflow-tls")?;
-            *sum = values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value));
-        }
-        Ok(all)
+        counters::sums(&self.stats).context("cannot read the counters of httpflow-tls")
     }
 
     /// Kernel statistics of each loaded program.

@@ -25,21 +25,18 @@ const ROOM: &str = "--ring-buffer-size=64MiB";
 const MIX: &str = "GET:/bytes/100:0 POST:/echo:70000 GET:/status/404:0 PUT:/bytes/0:300000 GET:/chunks/5000:0 \
                    GET:/bytes/200000:0 DELETE:/status/204:0 HEAD:/bytes/10:0";
 
-/// Builds the programs; `None` if there is no `go` here.
-fn build(directory: &Path, name: &str, args: &[&str]) -> Option<PathBuf> {
+/// Builds the programs.
+fn build(directory: &Path, name: &str, args: &[&str]) -> PathBuf {
     let to = directory.join(name);
     let built = Command::new("go")
         .args(["build", "-o"])
         .arg(&to)
         .args(args)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/go/pair"))
-        .output();
-    let Ok(built) = built else {
-        println!("SKIPPED: this machine has no go");
-        return None;
-    };
+        .output()
+        .unwrap_or_else(|error| panic!("go: {error}"));
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    Some(to)
+    to
 }
 
 /// A Go program that reads lines, and writes some; killed when dropped.
@@ -162,9 +159,7 @@ fn reported(agent: Agent, directory: &Path, port: u16, count: u64) -> BTreeMap<&
 /// Both ends in Go, and what they did is what is reported.
 fn ends_agree(args: &[&str], wrap: &[&str]) {
     let place = directory();
-    let Some(program) = build(place.path(), "pair", args) else {
-        return;
-    };
+    let program = build(place.path(), "pair", args);
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let directory = directory();
         let path = directory.path();
@@ -255,9 +250,7 @@ fn a_connection_inside_of_another_type_is_found() {
 #[ignore = "native: needs root"]
 fn none_of_many_concurrent_requests_is_missed() {
     let place = directory();
-    let Some(program) = build(place.path(), "pair", &[]) else {
-        return;
-    };
+    let program = build(place.path(), "pair", &[]);
     let (server, port) = Go::serve(&program, &["127.0.0.1:0"]);
     let mut client = Go::start(&program, &["ask", &format!("127.0.0.1:{port}")]);
     let agent = Agent::start(Rights::Own, place.path(), &[ON, PORTS, ROOM]);
@@ -281,9 +274,7 @@ fn none_of_many_concurrent_requests_is_missed() {
 #[ignore = "native: needs root"]
 fn connections_of_go_older_than_the_agent_are_followed() {
     let place = directory();
-    let Some(program) = build(place.path(), "pair", &["-ldflags=-s -w"]) else {
-        return;
-    };
+    let program = build(place.path(), "pair", &["-ldflags=-s -w"]);
     let (_server, port) = Go::serve(&program, &["127.0.0.1:0"]);
     let mut client = Go::start(&program, &["ask", &format!("127.0.0.1:{port}")]);
     client.ask("1 20 2 GET:/bytes/100:0");
@@ -309,9 +300,7 @@ fn connections_of_go_older_than_the_agent_are_followed() {
 #[ignore = "native: needs root"]
 fn curl_and_a_go_server_agree() {
     let place = directory();
-    let Some(program) = build(place.path(), "pair", &[]) else {
-        return;
-    };
+    let program = build(place.path(), "pair", &[]);
     // The server comes after the agent.
     let path = place.path();
     let agent = Agent::start(Rights::Own, path, &[ON, PORTS, ROOM]);
@@ -347,9 +336,7 @@ fn curl_and_a_go_server_agree() {
 #[ignore = "native: needs root"]
 fn a_go_program_that_cannot_be_read_is_told_with_its_reason() {
     let place = directory();
-    let Some(program) = build(place.path(), "pair", &[]) else {
-        return;
-    };
+    let program = build(place.path(), "pair", &[]);
     let symbols = Command::new("go").args(["tool", "nm"]).arg(&program).output().unwrap();
     let symbols = String::from_utf8(symbols.stdout).unwrap();
     let line = symbols

@@ -168,7 +168,7 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
         );
     }
     if wanted(Part::Aggregator) {
-        for package in ["ec-records", "ec-aggregator"] {
+        for package in ["ec-records", "ec-api", "ec-aggregator"] {
             document.text(
                 &format!("cargo bench -p {package}"),
                 &cargo_bench(&root, package, &["--benches"])?,

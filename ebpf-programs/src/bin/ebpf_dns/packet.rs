@@ -4,7 +4,6 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{bpf_ktime_get_ns, generated},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -15,20 +14,18 @@ use ebpf_common::{
 };
 use ebpf_programs::{
     memory::cleared,
-    net::{is_loopback, is_v4},
-    ring::wakes,
+    net::{is_loopback, is_v4, mapped},
+    ring::submit_flag,
 };
 
 use crate::{
     maps::{CONFIG, EVENTS, POLICY, PORTS, count},
-    socket::{Socket, mapped},
+    socket::Socket,
 };
 
 const ALLOW: i32 = 1;
 const UDP_HEADER: u32 = 8;
 const BPF_RB_AVAIL_DATA: u64 = 0;
-const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
-const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
 
 /// Outgoing packets of sockets in the cgroup and below.
 #[cgroup_skb]
@@ -358,6 +355,5 @@ fn send_in<const N: usize>(ctx: &SkBuffContext, seen: &Seen, config: &DnsConfig)
         (*event).head = seen.head;
         (*event).head.captured = wanted as u16;
     }
-    let woken = wakes(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes);
-    entry.submit(NO_WAKEUP + woken * (FORCE_WAKEUP - NO_WAKEUP));
+    entry.submit(submit_flag(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes));
 }

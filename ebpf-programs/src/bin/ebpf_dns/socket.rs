@@ -4,6 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated;
 use ebpf_common::net::{ABSENT, Tuple};
+use ebpf_programs::net::mapped;
 
 use crate::maps::offsets;
 
@@ -70,9 +71,4 @@ fn read<T: Copy>(base: u64, offset: u32) -> T {
     }
     // SAFETY: zeroed or filled; every bit pattern of T is valid.
     unsafe { value.assume_init() }
-}
-
-#[inline(always)]
-pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    ebpf_programs::net::mapped(v4)
 }

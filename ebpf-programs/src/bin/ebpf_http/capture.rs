@@ -6,14 +6,11 @@
 //!
 //! What a segment is, and where its bytes are, is the object's: a packet, or what a process gave to a library.
 
-use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    maps::ring_buf::RingBufEntry,
-};
+use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, maps::ring_buf::RingBufEntry};
 use ebpf_common::http::{DataHead, HttpConfig, HttpSock, PART, PARTS, TAIL, event, flag, role, stat, state, way};
 use ebpf_programs::{
     http::{empty_lines, first_mark, line_feeds, verdict},
-    ring::wakes,
+    ring::submit_flag,
 };
 
 use crate::{
@@ -38,7 +35,6 @@ const GLIMPSE: usize = 16;
 const BEHIND: u32 = 24;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
-const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
 
 /// An event with room for `N` captured bytes.
 #[repr(C)]
@@ -388,6 +384,5 @@ pub(crate) fn hand_on<T>(entry: RingBufEntry<T>) {
         Some(config) => config.net.wake_bytes,
         None => 0,
     };
-    let woken = wakes(EVENTS.query(BPF_RB_AVAIL_DATA), wake);
-    entry.submit(NO_WAKEUP + woken * (FORCE_WAKEUP - NO_WAKEUP));
+    entry.submit(submit_flag(EVENTS.query(BPF_RB_AVAIL_DATA), wake));
 }

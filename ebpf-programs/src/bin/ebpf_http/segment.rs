@@ -2,9 +2,12 @@
 
 use aya_ebpf::{EbpfContext as _, bindings::bpf_sock, helpers::generated, macros::cgroup_skb, programs::SkBuffContext};
 use ebpf_common::http::way;
-use ebpf_programs::{http::verdict, net::state};
+use ebpf_programs::{
+    http::verdict,
+    net::{mapped, state},
+};
 
-use crate::{kernel::mapped, sockets};
+use crate::sockets;
 
 const ALLOW: i32 = 1;
 const IPPROTO_TCP: u8 = 6;

@@ -420,11 +420,6 @@ unsafe fn put_mapped(to: *mut [u8; 16], v4: [u8; 4]) {
     }
 }
 
-#[inline(always)]
-pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    ebpf_programs::net::mapped(v4)
-}
-
 /// Address of the `struct sock` behind a descriptor of the current task, 0 if it is no socket.
 #[inline(always)]
 pub(crate) fn sock_of_fd(fd: u32) -> u64 {

@@ -1,16 +1,13 @@
 //! How the end of a connection leaves the kernel side: into the flow's sum, or as an event of its own.
 
-use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    maps::HashMap,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, maps::HashMap};
 use ebpf_common::net::{
     EVENT_VERSION, EventHead, FlowKey, NetConfig, TcpAgg, TcpCloseEvent, TcpCounters, TcpSpillEvent, Tuple, direction,
     event, stat,
 };
 use ebpf_programs::{
     net::{fold_ports, guess_direction, is_loopback, is_v4, state},
-    ring::wakes,
+    ring::submit_flag,
 };
 
 use crate::{
@@ -65,9 +62,7 @@ pub(crate) fn skip_reason(tuple: &Tuple, old: u32, config: &NetConfig) -> Option
 /// Flag with which an event is submitted.
 #[inline(always)]
 pub(crate) fn wake_flag(config: &NetConfig) -> u64 {
-    const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
-    const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
-    NO_WAKEUP + wakes(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes) * (FORCE_WAKEUP - NO_WAKEUP)
+    submit_flag(EVENTS.query(BPF_RB_AVAIL_DATA), config.wake_bytes)
 }
 
 #[inline(always)]

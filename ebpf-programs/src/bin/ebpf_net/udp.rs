@@ -19,11 +19,11 @@ use ebpf_common::net::{
 };
 use ebpf_programs::{
     memory::cleared,
-    net::{is_loopback, is_v4},
+    net::{is_loopback, is_v4, mapped},
 };
 
 use crate::{
-    kernel::{Probed, Process, atomic_add, current_process_by_task, mapped, read, read_netns},
+    kernel::{Probed, Process, atomic_add, current_process_by_task, read, read_netns},
     maps::{EVENTS, SOCK_OWNERS, UDP_AGG_0, UDP_AGG_1, UDP_LAST, config, count, offsets},
     policy::{bits, is_on, udp_skip},
     report::wake_flag,
