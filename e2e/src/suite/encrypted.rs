@@ -1,7 +1,11 @@
 //! HTTP in TLS between pods of both nodes: `httpflow` rows of curl and nginx add up to what nginx wrote down, on both ends, and
 //! carry the names that the API has; of a namespace whose httpflow-tls is off there are none, while the rest goes on.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -24,6 +28,9 @@ const EACH: [&str; 2] = ["GET /none 404", "HEAD /short 200"];
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 /// What is asked for first, so that the libraries of a pod were seen once; not counted.
 const WARM: &str = "/warm";
+const FEATURE: &str = "ebpf-net/httpflow-tls";
+/// How soon the status says that it is on: the operator asks once a minute, and two agents load its programs.
+const ON: Duration = Duration::from_secs(120);
 /// How soon a change of the object has to be in force.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -49,6 +56,12 @@ pub async fn run(world: &mut World) -> anyhow::Result<()> {
         .list(&ListParams::default())
         .await?;
     let nodes: Vec<String> = nodes.items.iter().map(ResourceExt::name_any).collect();
+    let start = Instant::now();
+    world.wait_feature(FEATURE, nodes.len(), ON).await?;
+    println!(
+        "    {FEATURE} is on, says the status, {:.1} s later",
+        start.elapsed().as_secs_f32()
+    );
     // Addresses, and the server's library, are known by now to whoever watches.
     tokio::time::sleep(SOON + INTERVAL).await;
 

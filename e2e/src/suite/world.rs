@@ -289,6 +289,27 @@ impl World {
         .await
     }
 
+    /// Waits until the status says that this feature works on all of `nodes`, be it in part.
+    ///
+    /// # Errors
+    /// It takes too long; what the status says last is in the error.
+    pub async fn wait_feature(&self, name: &str, nodes: usize, limit: Duration) -> anyhow::Result<()> {
+        api::wait(&format!("feature {name} on {nodes} nodes"), limit, async || {
+            let object = self.objects().get(COLLECTOR).await.context("read the object")?;
+            let features = object.data.pointer("/status/features").and_then(Value::as_array);
+            let feature = features
+                .into_iter()
+                .flatten()
+                .find(|feature| feature.get("name").and_then(Value::as_str) == Some(name))
+                .with_context(|| format!("the status does not tell of {name}"))?;
+            let on = |key: &str| feature.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let works = on("nodesOn") + on("nodesDegraded");
+            anyhow::ensure!(works == nodes as u64, "the status says {feature}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
     /// Prints what the status of the object says now.
     pub async fn print_status(&self, when: &str) {
         println!("    status {when}:");

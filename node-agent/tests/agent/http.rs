@@ -53,6 +53,9 @@ fn files(directory: &std::path::Path, sizes: &[(&str, u64)]) {
     }
 }
 
+/// What is sent ahead comes in one burst. What the agent cuts when it does not run meanwhile is another test's.
+const ROOM: &str = "--ring-buffer-size=64MiB";
+
 #[test]
 #[ignore = "native: needs root"]
 fn rows_are_what_the_access_log_says() {
@@ -63,7 +66,7 @@ fn rows_are_what_the_access_log_says() {
         &[("small", 1024), ("empty", 0), ("page", 50_000), ("big", 200_000_000)],
     );
     let nginx = Nginx::start(path);
-    let agent = Agent::start(Rights::Own, path, &["--ephemeral-port=10001"]);
+    let agent = Agent::start(Rights::Own, path, &["--ephemeral-port=10001", ROOM]);
     let port = nginx.port;
     let (mut clients, mut sent) = (Sums::new(), Sums::new());
     let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));

@@ -219,7 +219,14 @@ fn all(ctx: &Source, sock: &HttpSock, passing: &Passing<'_>, config: &HttpConfig
     if segment.len <= SEGMENT as u32 {
         return part::<SEGMENT>(ctx, sock, passing, 0, segment.len, false);
     }
-    let parts = if EVENTS.query(BPF_RB_AVAIL_DATA) > config.busy_bytes as u64 {
+    let busy = config.busy_bytes as u64;
+    // Frames are bodies mostly. What is sent ahead in HTTP/1 is heads: it is cut only when little room is left.
+    let bound = if sock.state == state::HTTP2 {
+        busy
+    } else {
+        busy + busy / 4
+    };
+    let parts = if EVENTS.query(BPF_RB_AVAIL_DATA) > bound {
         1
     } else {
         PARTS
