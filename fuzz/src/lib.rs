@@ -6,7 +6,7 @@ pub mod blacklist;
 #[path = "../../node-agent/src/protocols/mod.rs"]
 pub mod protocols;
 
-use protocols::{Exchange, HttpOptions, HttpSession, Piece, Start, Way};
+use protocols::{Exchange, Heads, HttpOptions, HttpSession, Piece, Start, Way};
 
 /// Takes bytes from the front of the input.
 pub struct Input<'a>(pub &'a [u8]);
@@ -72,7 +72,7 @@ impl Sums {
 
 const PATH_LIMIT: u16 = 64;
 
-/// Gives pieces to a session. No byte may be told twice.
+/// Gives pieces to a session. No byte may be told twice, and sessions that share the heads they read say the same.
 pub fn drive_http(start: Start, pieces: impl Iterator<Item = (Way, Vec<u8>, u64)>) {
     let options = HttpOptions {
         path_limit: PATH_LIMIT,
@@ -82,6 +82,8 @@ pub fn drive_http(start: Start, pieces: impl Iterator<Item = (Way, Vec<u8>, u64)
     };
     let mut session = HttpSession::new(start, options);
     let mut sums = Sums::default();
+    let mut beside = [(); 3].map(|()| HttpSession::new(start, options));
+    let mut heads = Heads::default();
     for (number, (way, captured, true_len)) in pieces.enumerate() {
         let piece = Piece {
             way,
@@ -92,9 +94,23 @@ pub fn drive_http(start: Start, pieces: impl Iterator<Item = (Way, Vec<u8>, u64)
         sums.given[way as usize] += u128::from(true_len);
         // What a joined connection asks first.
         let _ = protocols::way_of_frames(piece.captured);
-        session.push(&piece, &mut |exchange| sums.tell(exchange));
+        let mut told = Vec::new();
+        session.push(&piece, &mut |exchange| {
+            sums.tell(exchange);
+            told.push(format!("{exchange:?}"));
+        });
+        for other in &mut beside {
+            let mut said = told.iter();
+            other.push_with(&piece, &mut heads, &mut |exchange| {
+                assert_eq!(said.next(), Some(&format!("{exchange:?}")));
+            });
+            assert_eq!(said.next(), None);
+        }
         if number % 16 == 15 {
             session.expire(number as u64 - 8, &mut |exchange| sums.tell(exchange));
+            for other in &mut beside {
+                other.expire(number as u64 - 8, &mut |_| ());
+            }
         }
     }
     session.close(&mut |exchange| sums.tell(exchange));

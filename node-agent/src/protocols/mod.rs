@@ -25,6 +25,7 @@ mod session;
 
 pub use classify::{Verdict, classify};
 pub use exchange::{Exchange, Flags, Grpc, Losses, Transfer, Version};
+pub use http1::Heads;
 pub use http2::way_of_frames;
 pub use session::HttpSession;
 

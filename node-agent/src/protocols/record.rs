@@ -126,6 +126,23 @@ impl Record {
         }
     }
 
+    /// Takes over what a request's head said: method, path, host, version.
+    pub(crate) fn take_names(&mut self, of: &Self) {
+        if let Method::Common(name) = of.method {
+            self.method = Method::Common(name);
+        }
+        self.path.clone_from(&of.path);
+        self.path_known = of.path_known;
+        self.path_truncated = of.path_truncated;
+        self.host.clone_from(&of.host);
+        self.version = of.version;
+    }
+
+    /// True if [`Self::take_names`] takes all over.
+    pub(crate) fn has_common_method(&self) -> bool {
+        matches!(self.method, Method::Common(_))
+    }
+
     fn clear(&mut self) {
         let (mut path, mut host) = (std::mem::take(&mut self.path), std::mem::take(&mut self.host));
         path.clear();

@@ -1,6 +1,6 @@
 //! One connection that speaks HTTP, of whatever version.
 
-use super::{HttpOptions, Losses, Piece, Sink, Start, State, Verdict, Way, classify, http1, http2};
+use super::{Heads, HttpOptions, Losses, Piece, Sink, Start, State, Verdict, Way, classify, http1, http2};
 
 /// First line of the preface of HTTP/2, which the HTTP/1 parser reads before it hands over.
 const FIRST_LINE: usize = "PRI * HTTP/2.0\r\n".len();
@@ -38,11 +38,16 @@ impl HttpSession {
     /// Takes the next piece, and tells the exchanges that ended with it. Once the answer is not [`State::Active`], the
     /// connection need not be followed any more.
     pub fn push(&mut self, piece: &Piece<'_>, sink: &mut Sink<'_>) -> State {
+        self.push_with(piece, &mut Heads::none(), sink)
+    }
+
+    /// The same; heads that were read before, by any session with the same options, are not read again.
+    pub fn push_with(&mut self, piece: &Piece<'_>, heads: &mut Heads, sink: &mut Sink<'_>) -> State {
         if !self.is_proved() {
             self.choose(piece, sink);
         }
         match &mut self.speaks {
-            Speaks::Http1(session) => match session.push(piece, sink) {
+            Speaks::Http1(session) => match session.push(piece, heads, sink) {
                 http1::Outcome::More => {}
                 http1::Outcome::NotHttp => self.give_up(sink),
                 http1::Outcome::Ended(used, next) => self.hand_over(piece, used, next, sink),

@@ -13,7 +13,7 @@ use super::{
     source::From,
     stream::{Part, Stream},
 };
-use crate::protocols::{HttpOptions, HttpSession, Losses, Piece, Start, State, Way, way_of_frames};
+use crate::protocols::{Heads, HttpOptions, HttpSession, Losses, Piece, Start, State, Way, way_of_frames};
 
 /// How long a segment waits for one that it has overtaken.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -29,6 +29,7 @@ pub(super) struct Connections {
     /// Those with segments that wait for others.
     waiting: HashSet<u64, RandomState>,
     options: HttpOptions,
+    heads: Heads,
     max: usize,
     counts: Counts,
     /// Cookies of sockets that are not to be followed any longer.
@@ -74,6 +75,7 @@ impl Connections {
             open: HashMap::default(),
             waiting: HashSet::default(),
             options,
+            heads: Heads::default(),
             max,
             counts: Counts::default(),
             quit: Vec::new(),
@@ -177,7 +179,7 @@ impl Connections {
         }
         if data.len > 0 {
             let in_order = egress || self.from == From::Calls;
-            self.counts.missing_bytes += connection.push(egress, in_order, event.time_ns, data, rows);
+            self.counts.missing_bytes += connection.push(egress, in_order, event.time_ns, data, &mut self.heads, rows);
         }
         if data.flags & flag::FIN != 0 {
             let stream = if egress {
@@ -223,7 +225,7 @@ impl Connections {
             Fate::GoesOn => {}
             Fate::Over => {
                 if let Some(connection) = self.open.get_mut(&cookie) {
-                    self.counts.missing_bytes += connection.close(rows);
+                    self.counts.missing_bytes += connection.close(&mut self.heads, rows);
                 }
                 self.remove(cookie);
             }
@@ -254,7 +256,7 @@ impl Connections {
                 None => drop(self.waiting.remove(&cookie)),
                 Some(since) if now_ns.saturating_sub(since) < PATIENCE_NS => {}
                 Some(_) => {
-                    self.counts.missing_bytes += connection.give_up(rows);
+                    self.counts.missing_bytes += connection.give_up(&mut self.heads, rows);
                     self.waiting.remove(&cookie);
                     let fate = connection.fate(false);
                     self.settle(cookie, fate, rows);
@@ -311,7 +313,15 @@ enum Fate {
 
 impl Connection {
     /// Reads bytes; gives how many were not seen.
-    fn push(&mut self, egress: bool, in_order: bool, time_ns: u64, data: &Data<'_>, rows: &mut Rows) -> u64 {
+    fn push(
+        &mut self,
+        egress: bool,
+        in_order: bool,
+        time_ns: u64,
+        data: &Data<'_>,
+        heads: &mut Heads,
+        rows: &mut Rows,
+    ) -> u64 {
         let Self {
             origin,
             known,
@@ -321,13 +331,13 @@ impl Connection {
             ..
         } = self;
         let way = way_of(egress, origin.client);
-        let mut give = |part: Part<'_>| read(session, way, part, origin, known, rows);
+        let mut give = |part: Part<'_>| read((session, heads), way, part, (origin, known), rows);
         let stream = if egress { out } else { into };
         stream.push(time_ns, data, in_order, &mut give)
     }
 
     /// Waits for no segment any longer; gives how many bytes were not seen.
-    fn give_up(&mut self, rows: &mut Rows) -> u64 {
+    fn give_up(&mut self, heads: &mut Heads, rows: &mut Rows) -> u64 {
         let Self {
             origin,
             known,
@@ -336,12 +346,12 @@ impl Connection {
             ..
         } = self;
         let way = way_of(false, origin.client);
-        into.give_up(&mut |part| read(session, way, part, origin, known, rows))
+        into.give_up(&mut |part| read((session, heads), way, part, (origin, known), rows))
     }
 
     /// Tells what was under way.
-    fn close(&mut self, rows: &mut Rows) -> u64 {
-        let missing = self.give_up(rows);
+    fn close(&mut self, heads: &mut Heads, rows: &mut Rows) -> u64 {
+        let missing = self.give_up(heads, rows);
         let Self {
             origin, known, session, ..
         } = self;
@@ -370,14 +380,20 @@ fn way_of(egress: bool, client: bool) -> Way {
     if egress == client { Way::ToServer } else { Way::ToClient }
 }
 
-fn read(session: &mut HttpSession, way: Way, part: Part<'_>, origin: &Origin, known: &mut Known, rows: &mut Rows) {
+fn read(
+    (session, heads): (&mut HttpSession, &mut Heads),
+    way: Way,
+    part: Part<'_>,
+    (origin, known): (&Origin, &mut Known),
+    rows: &mut Rows,
+) {
     let piece = Piece {
         way,
         ts_ns: part.time_ns,
         captured: part.captured,
         true_len: part.len,
     };
-    session.push(&piece, &mut |exchange| rows.add(origin, known, exchange));
+    session.push_with(&piece, heads, &mut |exchange| rows.add(origin, known, exchange));
 }
 
 #[cfg(test)]

@@ -1,10 +1,7 @@
 //! The rows of the current interval: exchanges are summed by ends and by what was asked and answered, until the flush makes
 //! records of them.
 
-use std::{
-    hash::{Hash, Hasher},
-    sync::Arc,
-};
+use std::hash::{Hash, Hasher};
 
 use ahash::RandomState;
 use ebpf_common::net::{FlowKey, Tuple, direction, folded};
@@ -47,8 +44,10 @@ enum Reported {
 }
 
 /// What all exchanges of a connection have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Of {
+    /// Of all the others: they are long, and exchanges many.
+    hash: u64,
     /// Ends (folded ports are 0), process and direction.
     flow: FlowKey,
     local: LocalEnd,
@@ -109,7 +108,7 @@ struct Row {
 pub(super) struct Rows {
     rows: HashMap<Key, Row, RandomState>,
     ends: Ends,
-    routes: Arc<Routes>,
+    routes: Routes,
     /// Rows with paths of their own.
     series_max: usize,
     /// All rows.
@@ -152,7 +151,7 @@ impl Rows {
         Self {
             rows: HashMap::default(),
             ends,
-            routes: Arc::default(),
+            routes: Routes::default(),
             series_max,
             max: series_max + series_max / 4 + 1024,
             ephemeral_port: u32::from(ephemeral_port),
@@ -163,7 +162,7 @@ impl Rows {
 
     /// Has these patterns stand for the paths that match them.
     pub(super) fn with_routes(mut self, routes: Routes) -> Self {
-        self.routes = Arc::new(routes);
+        self.routes = routes;
         self
     }
 
@@ -178,6 +177,7 @@ impl Rows {
     }
 
     /// Adds an exchange.
+    #[inline]
     pub(super) fn add(&mut self, origin: &Origin, known: &mut Known, exchange: &Exchange<'_>) {
         self.counts.exchanges += 1;
         if exchange.method.is_none() && exchange.status.is_none() {
@@ -206,8 +206,7 @@ impl Rows {
         };
         self.count_flags(exchange);
         let path = exchange.path.unwrap_or_default();
-        let routes = Arc::clone(&self.routes);
-        let (path, truncated) = match routes.of(path, exchange.path_truncated) {
+        let (path, truncated) = match self.routes.of(path, exchange.path_truncated) {
             Some(pattern) => (pattern, false),
             None => (path, exchange.path_truncated),
         };
@@ -219,7 +218,13 @@ impl Rows {
             status: exchange.status.unwrap_or(0),
             grpc: exchange.grpc.map(|grpc| grpc.status),
         };
-        let Some(row) = self.row(&of, said) else {
+        let key = Borrowed { of: &of, said };
+        let row = if self.rows.len() < self.series_max {
+            Some(self.rows.entry_ref(&key).or_default())
+        } else {
+            row_of_many(&mut self.rows, self.max, key, &mut self.counts)
+        };
+        let Some(row) = row else {
             self.counts.refused += 1;
             return;
         };
@@ -247,28 +252,6 @@ impl Rows {
         row.last_ns = row.last_ns.max(last_ns);
     }
 
-    /// The row of an exchange. From `series_max` rows on, what needs a new one is told without its path; with all rows taken
-    /// there is none.
-    fn row(&mut self, of: &Of, said: Said<'_>) -> Option<&mut Row> {
-        let mut key = Borrowed { of, said };
-        if self.rows.len() >= self.series_max && !self.rows.contains_key(&key) {
-            self.counts.other += 1;
-            key.said = Said {
-                path: OTHER,
-                truncated: false,
-                method: if is_common(said.method) { said.method } else { OTHER },
-                ..said
-            };
-            if self.rows.len() >= self.max && !self.rows.contains_key(&key) {
-                return None;
-            }
-        }
-        if !self.rows.contains_key(&key) {
-            self.rows.insert(key.to_owned(), Row::default());
-        }
-        self.rows.get_mut(&key)
-    }
-
     fn look_up(&mut self, origin: &Origin, at_ns: u64) -> Reported {
         let Origin { tuple, client, owner } = *origin;
         let local = match self.ends.local(owner.cgroup, owner.pid, &tuple) {
@@ -289,10 +272,12 @@ impl Rows {
         let nat = self.ends.destination(&flow, false, local, at_ns);
         fold_ports(&mut flow, self.ephemeral_port);
         let holder = nat.map_or_else(|| ip(flow.tuple.remote), |end| end.ip);
+        let holders = self.ends.remote_holders(holder);
         Reported::As(Of {
+            hash: self.rows.hasher().hash_one((flow, local, holders, nat)),
             flow,
             local,
-            holders: self.ends.remote_holders(holder),
+            holders,
             nat,
         })
     }
@@ -344,6 +329,30 @@ impl Rows {
     }
 }
 
+/// The row of an exchange where there is no room for further paths: what needs a row of its own is told without its path.
+/// With `max` rows there is none.
+fn row_of_many<'r>(
+    rows: &'r mut HashMap<Key, Row, RandomState>,
+    max: usize,
+    mut key: Borrowed<'_>,
+    counts: &mut Counts,
+) -> Option<&'r mut Row> {
+    if !rows.contains_key(&key) {
+        counts.other += 1;
+        let said = key.said;
+        key.said = Said {
+            path: OTHER,
+            truncated: false,
+            method: if is_common(said.method) { said.method } else { OTHER },
+            ..said
+        };
+        if rows.len() >= max && !rows.contains_key(&key) {
+            return None;
+        }
+    }
+    Some(rows.entry_ref(&key).or_default())
+}
+
 fn is_common(method: &str) -> bool {
     method.is_empty()
         || METHODS
@@ -389,8 +398,8 @@ impl Equivalent<Key> for Borrowed<'_> {
     }
 }
 
-impl Borrowed<'_> {
-    fn to_owned(self) -> Key {
+impl From<&Borrowed<'_>> for Key {
+    fn from(from: &Borrowed<'_>) -> Self {
         let Said {
             method,
             path,
@@ -398,9 +407,9 @@ impl Borrowed<'_> {
             version,
             status,
             grpc,
-        } = self.said;
-        Key {
-            of: *self.of,
+        } = from.said;
+        Self {
+            of: *from.of,
             method: method.into(),
             path: path.into(),
             truncated,
@@ -412,6 +421,12 @@ impl Borrowed<'_> {
 }
 
 // === impl Of ===
+
+impl Hash for Of {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
 
 impl Of {
     /// The ends of a row of it.

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! pieces ▶ wire (one per direction: lines, bodies, chunks, where messages end) ▶ pairing (queue of requests) ▶ exchanges
-//!              └ lines, head (what they say)
+//!              └ lines, head (what they say), heads (what they said before)
 //! ```
 //! Bodies are skipped by their length without being seen. Where the end of a message cannot be known because bytes are
 //! missing, its direction looks for the next message at the beginning of each piece.
 
 mod head;
+mod heads;
 mod lines;
 mod pairing;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use self::heads::Heads;
 use self::{
     pairing::{Pairing, Replies, Requests, Switch},
     wire::{Pushed, Wire},
@@ -62,12 +64,12 @@ impl Session {
         self.requests.is_proved() || self.responses.is_proved()
     }
 
-    pub(super) fn push(&mut self, piece: &Piece<'_>, sink: &mut Sink<'_>) -> Outcome {
+    pub(super) fn push(&mut self, piece: &Piece<'_>, heads: &mut Heads, sink: &mut Sink<'_>) -> Outcome {
         let malformed = self.pairing.losses.malformed;
         let pairing = &mut self.pairing;
         let pushed = match piece.way {
-            Way::ToServer => self.requests.push(piece, &mut Requests { pairing, sink }),
-            Way::ToClient => self.responses.push(piece, &mut Replies { pairing, sink }),
+            Way::ToServer => self.requests.push(piece, heads, &mut Requests { pairing, sink }),
+            Way::ToClient => self.responses.push(piece, heads, &mut Replies { pairing, sink }),
         };
         match pushed {
             Pushed::Stopped(used) => Outcome::Ended(

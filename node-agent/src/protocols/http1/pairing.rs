@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     head::{self, Fields, Upgrade},
+    heads::Said,
     lines::Line,
     wire::{Body, First, Lost, Malformed, Role},
 };
@@ -319,6 +320,42 @@ impl Role for Requests<'_, '_, '_> {
         Ok(())
     }
 
+    fn says(&mut self, said: &Said) -> bool {
+        let Said::Request(record, fields) = said else {
+            return false;
+        };
+        match self.last() {
+            Some(last) => {
+                last.record.take_names(record);
+                last.fields = *fields;
+            }
+            None => self.pairing.refused_fields = *fields,
+        }
+        true
+    }
+
+    fn tell(&self, said: &mut Said) {
+        let last = match self.pairing.sending {
+            Sending::Last => self.pairing.queue.back(),
+            _ => None,
+        };
+        let Some(last) = last.filter(|last| last.record.has_common_method()) else {
+            *said = Said::Nothing;
+            return;
+        };
+        match said {
+            Said::Request(record, fields) => {
+                record.take_names(&last.record);
+                *fields = last.fields;
+            }
+            _ => {
+                let mut record = Record::default();
+                record.take_names(&last.record);
+                *said = Said::Request(record, last.fields);
+            }
+        }
+    }
+
     fn head_done(&mut self) -> Result<Body, Malformed> {
         let Some(last) = self.last() else {
             return Ok(self.pairing.refused_fields.request_body());
@@ -449,6 +486,24 @@ impl Role for Replies<'_, '_, '_> {
             reply.fields.line(line)?;
         }
         Ok(())
+    }
+
+    fn says(&mut self, said: &Said) -> bool {
+        let (Said::Reply(version, status, fields), Some(reply)) = (said, &mut self.pairing.reply) else {
+            return false;
+        };
+        reply.version = *version;
+        reply.status = Some(*status);
+        reply.fields = *fields;
+        true
+    }
+
+    fn tell(&self, said: &mut Said) {
+        let reply = self.pairing.reply.as_ref();
+        *said = match reply.and_then(|reply| Some((reply.version, reply.status?, reply.fields))) {
+            Some((version, status, fields)) => Said::Reply(version, status, fields),
+            None => Said::Nothing,
+        };
     }
 
     fn head_done(&mut self) -> Result<Body, Malformed> {

@@ -1,6 +1,9 @@
 //! One direction of an HTTP/1 connection: where messages begin and end. What they mean is the [`Role`]'s.
 
-use super::lines::{Line, Lines};
+use super::{
+    heads::{Heads, Said, Tag},
+    lines::{Line, Lines},
+};
 use crate::protocols::Piece;
 
 /// What is kept of a line besides a path: method, authority, header names and values.
@@ -44,6 +47,10 @@ pub(super) trait Role {
     fn first_line(&mut self, line: Line<'_>, whole: bool) -> Result<First, Malformed>;
     fn header(&mut self, line: &[u8]) -> Result<(), Malformed>;
     fn head_done(&mut self) -> Result<Body, Malformed>;
+    /// The head under way, of which only the start was told, says the same as this one; false if it cannot.
+    fn says(&mut self, said: &Said) -> bool;
+    /// What the head under way says, before it is done.
+    fn tell(&self, said: &mut Said);
     /// Bytes of the message under way; if there is none, bytes that belong to nothing.
     fn count(&mut self, ts_ns: u64, bytes: u64);
     /// The message under way has ended.
@@ -85,6 +92,13 @@ pub(super) enum Pushed {
     Stopped(usize),
 }
 
+/// A piece being read.
+struct Reading<'b, 'h> {
+    heads: &'h mut Heads,
+    /// The bytes from where a head began in this piece.
+    head: Option<(Tag, &'b [u8])>,
+}
+
 /// Follows one direction.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -121,7 +135,7 @@ impl Wire {
     }
 
     /// Takes the next bytes of the direction.
-    pub(super) fn push(&mut self, piece: &Piece<'_>, role: &mut impl Role) -> Pushed {
+    pub(super) fn push(&mut self, piece: &Piece<'_>, heads: &mut Heads, role: &mut impl Role) -> Pushed {
         let seen = usize::try_from(piece.true_len).unwrap_or(usize::MAX);
         let captured = piece.captured.get(..seen).unwrap_or(piece.captured);
         let unseen = piece.true_len - captured.len() as u64;
@@ -129,8 +143,9 @@ impl Wire {
         if !bytes.is_empty() {
             self.at_beginning(bytes, unseen == 0, role);
         }
+        let mut reading = Reading { heads, head: None };
         while !bytes.is_empty() {
-            self.step(&mut bytes, piece.ts_ns, role);
+            self.step(&mut bytes, piece.ts_ns, &mut reading, role);
             if self.place == Place::Stopped {
                 return Pushed::Stopped(captured.len() - bytes.len());
             }
@@ -168,7 +183,7 @@ impl Wire {
     }
 
     /// Takes at least one byte, or changes the place.
-    fn step(&mut self, bytes: &mut &[u8], ts_ns: u64, role: &mut impl Role) {
+    fn step<'b>(&mut self, bytes: &mut &'b [u8], ts_ns: u64, reading: &mut Reading<'b, '_>, role: &mut impl Role) {
         match self.place {
             Place::Between => {
                 // A line end too many after a body is allowed.
@@ -176,13 +191,11 @@ impl Wire {
                     *bytes = rest;
                 }
                 if !bytes.is_empty() {
-                    role.start(ts_ns);
-                    self.lines.forget();
-                    self.place = Place::FirstLine;
+                    self.begin(bytes, ts_ns, reading, role);
                 }
             }
             Place::FirstLine | Place::Headers | Place::ChunkSize | Place::Trailers | Place::ChunkEnd => {
-                self.line(bytes, ts_ns, role);
+                self.line(bytes, ts_ns, reading, role);
             }
             Place::Fixed(left) => self.body(bytes, left, ts_ns, role),
             Place::ChunkData(left) => self.body(bytes, left, ts_ns, role),
@@ -199,6 +212,25 @@ impl Wire {
                 *bytes = &[];
             }
         }
+    }
+
+    /// Begins a message; goes past its head if that was read before.
+    fn begin<'b>(&mut self, bytes: &mut &'b [u8], ts_ns: u64, reading: &mut Reading<'b, '_>, role: &mut impl Role) {
+        role.start(ts_ns);
+        self.lines.forget();
+        self.place = Place::FirstLine;
+        reading.head = match reading.heads.find(bytes) {
+            Ok((said, len)) => {
+                if role.says(said) {
+                    role.count(ts_ns, len as u64);
+                    *bytes = bytes.get(len..).unwrap_or_default();
+                    let next = self.head_done(role);
+                    self.go_on(next, role);
+                }
+                None
+            }
+            Err(tag) => tag.map(|tag| (tag, *bytes)),
+        };
     }
 
     /// Bytes of a body or chunk of which `left` are to come.
@@ -221,7 +253,7 @@ impl Wire {
     }
 
     /// Reads one line of those places that consist of lines.
-    fn line(&mut self, bytes: &mut &[u8], ts_ns: u64, role: &mut impl Role) {
+    fn line<'b>(&mut self, bytes: &mut &'b [u8], ts_ns: u64, reading: &mut Reading<'b, '_>, role: &mut impl Role) {
         let before = bytes.len();
         let line = self.lines.next(bytes, self.limit);
         role.count(ts_ns, (before - bytes.len()) as u64);
@@ -232,14 +264,12 @@ impl Wire {
                 First::Stop => Some(Place::Stopped),
             }),
             Place::Headers if line.bytes.is_empty() => {
-                self.proved = true;
-                role.head_done().map(|body| match body {
-                    Body::Fixed(0) => None,
-                    Body::Fixed(left) => Some(Place::Fixed(left)),
-                    Body::Chunked => Some(Place::ChunkSize),
-                    Body::UntilClose => Some(Place::UntilClose),
-                    Body::Stop => Some(Place::Stopped),
-                })
+                if let Some((tag, from)) = reading.head.take()
+                    && let Some(head) = from.get(..from.len() - bytes.len())
+                {
+                    reading.heads.keep(tag, head, |said| role.tell(said));
+                }
+                self.head_done(role)
             }
             Place::Headers => role.header(line.bytes).map(|()| Some(Place::Headers)),
             Place::ChunkSize => chunk_size(line.bytes).map(|size| match size {
@@ -251,6 +281,22 @@ impl Wire {
             Place::Trailers => Ok(Some(Place::Trailers)),
             _ => Err(Malformed),
         };
+        self.go_on(next, role);
+    }
+
+    /// What comes after a head; `None` is its message's end.
+    fn head_done(&mut self, role: &mut impl Role) -> Result<Option<Place>, Malformed> {
+        self.proved = true;
+        role.head_done().map(|body| match body {
+            Body::Fixed(0) => None,
+            Body::Fixed(left) => Some(Place::Fixed(left)),
+            Body::Chunked => Some(Place::ChunkSize),
+            Body::UntilClose => Some(Place::UntilClose),
+            Body::Stop => Some(Place::Stopped),
+        })
+    }
+
+    fn go_on(&mut self, next: Result<Option<Place>, Malformed>, role: &mut impl Role) {
         match next {
             Ok(Some(place)) => self.place = place,
             Ok(None) => self.end(role),

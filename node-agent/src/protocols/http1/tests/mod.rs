@@ -4,7 +4,7 @@ mod conversations;
 mod losses;
 mod properties;
 
-use crate::protocols::{Exchange, Flags, HttpOptions, HttpSession, Losses, Piece, Start, State, Way};
+use crate::protocols::{Exchange, Flags, Heads, HttpOptions, HttpSession, Losses, Piece, Start, State, Way};
 
 /// An exchange as one line, to compare.
 fn line(exchange: &Exchange<'_>) -> String {
@@ -37,8 +37,12 @@ fn line(exchange: &Exchange<'_>) -> String {
     .to_owned()
 }
 
+/// A session, and others beside it that are given the same and share the heads that they read: what all say is the same. A
+/// head that the first of them reads for the first time is kept by the second, and told by the third without reading it.
 struct Run {
     session: HttpSession,
+    beside: [HttpSession; 3],
+    heads: Heads,
     told: Vec<String>,
     losses: Losses,
 }
@@ -51,6 +55,8 @@ impl Run {
     fn with(start: Start, options: HttpOptions) -> Self {
         Self {
             session: HttpSession::new(start, options),
+            beside: [(); 3].map(|()| HttpSession::new(start, options)),
+            heads: Heads::default(),
             told: Vec::new(),
             losses: Losses::default(),
         }
@@ -64,9 +70,17 @@ impl Run {
             captured,
             true_len: captured.len() as u64 + unseen,
         };
+        let before = self.told.len();
         let told = &mut self.told;
         let state = self.session.push(&piece, &mut |exchange| told.push(line(exchange)));
-        self.losses.add(self.session.take_losses());
+        let losses = self.session.take_losses();
+        for beside in &mut self.beside {
+            let mut said = Vec::new();
+            let other = beside.push_with(&piece, &mut self.heads, &mut |exchange| said.push(line(exchange)));
+            assert_eq!((other, said.as_slice()), (state, &self.told[before..]));
+            assert_eq!(beside.take_losses(), losses);
+        }
+        self.losses.add(losses);
         state
     }
 
@@ -79,8 +93,15 @@ impl Run {
     }
 
     fn close(&mut self) -> Vec<String> {
+        let before = self.told.len();
         let told = &mut self.told;
         self.session.close(&mut |exchange| told.push(line(exchange)));
+        for beside in &mut self.beside {
+            let mut said = Vec::new();
+            beside.close(&mut |exchange| said.push(line(exchange)));
+            assert_eq!(said, self.told[before..]);
+        }
+        let told = &mut self.told;
         self.losses.add(self.session.take_losses());
         std::mem::take(told)
     }
@@ -88,6 +109,9 @@ impl Run {
     fn expire(&mut self, since_ns: u64) -> Vec<String> {
         let told = &mut self.told;
         self.session.expire(since_ns, &mut |exchange| told.push(line(exchange)));
+        for beside in &mut self.beside {
+            beside.expire(since_ns, &mut |_| ());
+        }
         std::mem::take(told)
     }
 
