@@ -279,9 +279,7 @@ mod tests {
         [&head[..], rest].concat()
     }
 
-    const TCP_HEAD: [u8; 20] = [
-        0x1f, 0x90, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0x12, 0, 0, 0, 0, 0, 0,
-    ];
+    const TCP_HEAD: [u8; 20] = [0x1f, 0x90, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0x12, 0, 0, 0, 0, 0, 0];
 
     #[test]
     fn options_and_tags_are_looked_through() {

@@ -343,7 +343,12 @@ pub struct PprofConfig {
 }
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
-const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack, Plugin::BpfNetlog];
+const BUILT_PLUGINS: &[Plugin] = &[
+    Plugin::EbpfNet,
+    Plugin::EbpfBash,
+    Plugin::EbpfConntrack,
+    Plugin::BpfNetlog,
+];
 
 // === impl AgentConfig ===
 

@@ -20,10 +20,11 @@ use super::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf_packets"));
 
 /// Programs of the object: of received and of sent packets, by where the interface is.
-pub const PROGRAMS: [[&str; 2]; 3] = [
+pub const PROGRAMS: [[&str; 2]; 4] = [
     ["packet_in", "packet_out"],
     ["packet_in_ns", "packet_out_ns"],
     ["packet_in_bare", "packet_out_bare"],
+    ["packet_in_bare_ns", "packet_out_bare_ns"],
 ];
 
 /// Flows taken out of the kernel at a time.
@@ -31,13 +32,11 @@ const BATCH: usize = 4096;
 
 /// Which programs an interface needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// With headers of Ethernet, in the agent's network namespace.
-    Own,
-    /// With them, in another one.
-    Other,
-    /// Without.
-    Bare,
+pub struct Place {
+    /// Its frames begin with headers of Ethernet.
+    pub ethernet: bool,
+    /// It is in the agent's network namespace.
+    pub own: bool,
 }
 
 /// The loaded object; what attaches its programs is elsewhere.
@@ -132,10 +131,12 @@ impl PacketObject {
     /// # Errors
     /// If it is not loaded.
     pub fn program(&self, place: Place, way: u8) -> anyhow::Result<BorrowedFd<'_>> {
-        let [ingress, egress] = match place {
-            Place::Own => PROGRAMS[0],
-            Place::Other => PROGRAMS[1],
-            Place::Bare => PROGRAMS[2],
+        let [own, other, bare, bare_other] = PROGRAMS;
+        let [ingress, egress] = match (place.ethernet, place.own) {
+            (true, true) => own,
+            (true, false) => other,
+            (false, true) => bare,
+            (false, false) => bare_other,
         };
         let name = if way == direction::INGRESS { ingress } else { egress };
         let program = self
@@ -178,8 +179,7 @@ impl PacketObject {
     /// # Errors
     /// If there is none.
     pub fn make_other(&self, key: &OtherKey) -> anyhow::Result<()> {
-        sys::update(self.other.fd().as_fd(), key, &OtherValue::default())
-            .context("cannot make a sum for an interface")
+        sys::update(self.other.fd().as_fd(), key, &OtherValue::default()).context("cannot make a sum for an interface")
     }
 
     /// What is in no flow, so far.

@@ -79,8 +79,16 @@ fn open(flags: libc::c_int) -> io::Result<OwnedFd> {
 fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
     // SAFETY: `value` is readable for that length.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) })
-        .map(drop)
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    })
+    .map(drop)
 }
 
 /// One attribute, padded.
@@ -170,7 +178,11 @@ impl Route {
         request.extend(body);
         // SAFETY: `request` is readable for its length.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// A request that is answered with an error number alone.

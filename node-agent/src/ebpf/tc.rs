@@ -68,7 +68,12 @@ struct LinkAttr {
 ///
 /// # Errors
 /// What TCX said, and what clsact did.
-pub fn attach(program: BorrowedFd<'_>, ifindex: u32, way: u8, tcx: bool) -> Result<Attached, (Option<io::Error>, io::Error)> {
+pub fn attach(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    way: u8,
+    tcx: bool,
+) -> Result<Attached, (Option<io::Error>, io::Error)> {
     let refused = if tcx {
         match link(program, ifindex, way) {
             Ok(link) => return Ok(Attached::Link(link)),
@@ -109,7 +114,11 @@ fn tcmsg(ifindex: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
 
 fn filter(program: BorrowedFd<'_>, ifindex: u32, way: u8) -> io::Result<Attached> {
     let route = Route::open()?;
-    let qdisc = [tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0), attribute(TCA_KIND, b"clsact\0")].concat();
+    let qdisc = [
+        tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0),
+        attribute(TCA_KIND, b"clsact\0"),
+    ]
+    .concat();
     let qdisc_made = match route.ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &qdisc) {
         Ok(()) => true,
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => false,
@@ -186,7 +195,11 @@ fn remove_qdisc(route: &Route, ifindex: u32) {
             return;
         }
     }
-    let body = [tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0), attribute(TCA_KIND, b"clsact\0")].concat();
+    let body = [
+        tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0),
+        attribute(TCA_KIND, b"clsact\0"),
+    ]
+    .concat();
     if let Err(error) = route.ask(RTM_DELQDISC, 0, &body) {
         tracing::debug!(%error, ifindex, "A qdisc could not be deleted");
     }

@@ -48,15 +48,27 @@ pub(crate) fn packet_out_ns(ctx: TcContext) -> i32 {
     look::<true, true>(&ctx, direction::EGRESS)
 }
 
-/// Received by interfaces without such headers, as tunnels, in any network namespace.
+/// Received by interfaces without such headers, as tunnels, in the agent's network namespace.
 #[classifier]
 pub(crate) fn packet_in_bare(ctx: TcContext) -> i32 {
-    look::<true, false>(&ctx, direction::INGRESS)
+    look::<false, false>(&ctx, direction::INGRESS)
 }
 
 /// Sent by them.
 #[classifier]
 pub(crate) fn packet_out_bare(ctx: TcContext) -> i32 {
+    look::<false, false>(&ctx, direction::EGRESS)
+}
+
+/// Received by them in other network namespaces.
+#[classifier]
+pub(crate) fn packet_in_bare_ns(ctx: TcContext) -> i32 {
+    look::<true, false>(&ctx, direction::INGRESS)
+}
+
+/// Sent by them.
+#[classifier]
+pub(crate) fn packet_out_bare_ns(ctx: TcContext) -> i32 {
     look::<true, false>(&ctx, direction::EGRESS)
 }
 

@@ -92,7 +92,7 @@ impl Flows {
     }
 
     /// Joins what was added; gives how many flows wait now.
-    pub(super) fn join(&mut self, _place: &impl Place) -> u64 {
+    pub(super) fn join(&mut self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
         self.boot = now.saturating_sub_unsigned(monotonic_ns());
@@ -156,7 +156,9 @@ impl Flows {
             self.entries.shrink_to(16_384);
             let left = most - records.len().min(most);
             for _ in 0..left {
-                let Some((key, grown)) = self.overflows.pop() else { break };
+                let Some((key, grown)) = self.overflows.pop() else {
+                    break;
+                };
                 records.push(self.overflow_record(&key, grown, place));
             }
         }
@@ -352,9 +354,11 @@ mod tests {
         flows.add(&key(2, 2, 0), &value(base + 10, 10, &[4]));
         flows.add(&key(2, 2, 1), &value(base + 30, 10, &[4]));
         flows.add(&key(3, 2, 0), &value(base, 1, &[0]));
-        assert_eq!(flows.join(&Here), 2);
+        assert_eq!(flows.join(), 2);
         let records = take(&mut flows);
-        let [joined, alone] = &records[..] else { panic!("{records:?}") };
+        let [joined, alone] = &records[..] else {
+            panic!("{records:?}")
+        };
         assert_eq!((joined.packets, joined.bytes, joined.flags), (10, 1000, Some(0x12)));
         let way: Vec<(&str, u8)> = joined
             .interfaces
@@ -375,16 +379,16 @@ mod tests {
             direction: 1,
             ..OtherKey::default()
         };
-        let grown = OtherValue {
-            bytes: 300,
-            packets: 2,
-        };
+        let grown = OtherValue { bytes: 300, packets: 2 };
         flows.overflow(&key, grown);
-        assert_eq!(flows.join(&Here), 1);
+        assert_eq!(flows.join(), 1);
         let records = take(&mut flows);
         let [record] = &records[..] else { panic!("{records:?}") };
         assert_eq!((record.bytes, record.packets, record.sampling), (300, 2, 10));
-        assert_eq!((&*record.interfaces[0].name, record.interfaces[0].direction), ("0:4", 1));
+        assert_eq!(
+            (&*record.interfaces[0].name, record.interfaces[0].direction),
+            ("0:4", 1)
+        );
         assert_eq!((record.src.to_string(), record.proto), ("::".to_owned(), 0));
     }
 

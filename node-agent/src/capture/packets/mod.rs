@@ -170,6 +170,11 @@ impl PacketCapture {
         self.object.programs()
     }
 
+    /// Takes the programs off all interfaces; what was counted is not told.
+    pub fn detach(&mut self) {
+        self.links.end();
+    }
+
     fn configure(&mut self) -> bool {
         match self.object.set_config(self.kernel) {
             Ok(()) => true,
@@ -216,7 +221,7 @@ impl PacketCapture {
                 self.metrics.not_ip(grown);
             }
         }
-        let told = self.flows.join(&self.links);
+        let told = self.flows.join();
         self.rows.entered(told);
     }
 

@@ -50,12 +50,20 @@ impl Peers {
         if self.names.is_none() {
             return true;
         }
-        let transport = if flow.proto == 17 { Transport::Udp } else { Transport::Tcp };
+        let transport = if flow.proto == 17 {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        };
         let times = [flow.start_unix_ms, flow.end_unix_ms].map(|ms| ms.saturating_mul(1_000_000));
         flow.src_k8s = self.peer(flow.src, ports[0], transport, times);
         flow.dst_k8s = self.peer(flow.dst, ports[1], transport, times);
         let namespaces = [&flow.src_k8s, &flow.dst_k8s].map(|peer| peer.as_ref().map(|peer| peer.namespace.clone()));
-        let mut in_pods = namespaces.into_iter().flatten().filter(|name| !name.is_empty()).peekable();
+        let mut in_pods = namespaces
+            .into_iter()
+            .flatten()
+            .filter(|name| !name.is_empty())
+            .peekable();
         if in_pods.peek().is_none() {
             return self.policy.of(None) == Whose::On;
         }
@@ -72,7 +80,10 @@ impl Peers {
                     last: last.min(now),
                     now,
                 };
-                let found = names.remote(ip, (port != 0).then_some(port), transport, when).name.ok()?;
+                let found = names
+                    .remote(ip, (port != 0).then_some(port), transport, when)
+                    .name
+                    .ok()?;
                 Some(Arc::new(peer(&found)))
             })
             .clone()
@@ -108,8 +119,16 @@ fn peer(endpoint: &K8sEndpoint) -> FlowPeer {
         kind: own_kind.into(),
         namespace: endpoint.namespace.clone(),
         owner_name: if owned { endpoint.workload.clone() } else { name.clone() },
-        owner_kind: if owned { kind(&endpoint.workload_type) } else { own_kind.into() },
-        host_name: if node { endpoint.workload.clone() } else { Str::default() },
+        owner_kind: if owned {
+            kind(&endpoint.workload_type)
+        } else {
+            own_kind.into()
+        },
+        host_name: if node {
+            endpoint.workload.clone()
+        } else {
+            Str::default()
+        },
         name,
         ..FlowPeer::default()
     }
@@ -133,7 +152,10 @@ mod tests {
     #[test]
     fn objects_are_told_in_the_words_of_the_format() {
         for (endpoint, wanted) in [
-            (endpoint("a-1", "a", "a", "deployment"), ["Pod", "a-1", "Deployment", "a"]),
+            (
+                endpoint("a-1", "a", "a", "deployment"),
+                ["Pod", "a-1", "Deployment", "a"],
+            ),
             (endpoint("a-1", "", "", ""), ["Pod", "a-1", "Pod", "a-1"]),
             (endpoint("", "a", "", ""), ["Service", "a", "Service", "a"]),
             (endpoint("", "", "n1", "node"), ["Node", "n1", "Node", "n1"]),
