@@ -257,19 +257,13 @@ impl Links {
         Ok(())
     }
 
-    /// Where namespaces may be entered: by each process, and by what `ip netns` keeps.
+    /// Where namespaces may be entered: by each process, and by what `ip netns` keeps, on the host and here.
     fn paths(&self) -> Vec<PathBuf> {
-        let kept = self.proc.path(1, "root/run/netns");
-        let kept = fs::read_dir(kept)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        self.proc
-            .pids()
-            .map(|pid| self.proc.path(pid, "ns/net"))
-            .chain(kept)
-            .collect()
+        let kept = [self.proc.path(1, "root/run/netns"), PathBuf::from("/run/netns")];
+        let kept = kept.into_iter().filter_map(|directory| fs::read_dir(directory).ok());
+        let kept = kept.flatten().flatten().map(|entry| entry.path());
+        let processes = self.proc.pids().map(|pid| self.proc.path(pid, "ns/net"));
+        processes.chain(kept).collect()
     }
 
     fn reconcile(&mut self, inode: u32, found: Found, object: &PacketObject, namespace: Option<&File>) {
