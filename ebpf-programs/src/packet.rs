@@ -66,10 +66,8 @@ pub fn parse<F: Frame>(frame: &F, outside: Outside, key: &mut FlowKey, seen: &mu
     key.vlan = outside.vlan;
     if outside.ethernet != 0 {
         let Some(head) = frame.load::<14>(0) else { return false };
-        let mut byte = 0;
-        while byte < 12 {
-            seen.macs[byte] = head[byte];
-            byte += 1;
+        for (to, from) in seen.macs.iter_mut().zip(head) {
+            *to = from;
         }
         key.etype = u16::from_be_bytes([head[12], head[13]]);
         at = ETHERNET;
@@ -138,11 +136,11 @@ fn ipv6<F: Frame>(frame: &F, mut at: u32, key: &mut FlowKey, seen: &mut Seen) ->
         return None;
     }
     seen.dscp = (head[0] & 0x0f) << 2 | head[1] >> 6;
-    let mut byte = 0;
-    while byte < 16 {
-        key.src[byte] = head[8 + byte];
-        key.dst[byte] = head[24 + byte];
-        byte += 1;
+    for (to, from) in key.src.iter_mut().zip(&head[8..24]) {
+        *to = *from;
+    }
+    for (to, from) in key.dst.iter_mut().zip(&head[24..]) {
+        *to = *from;
     }
     key.proto = head[6];
     at += 40;
@@ -177,14 +175,14 @@ const fn is_extension(next: u8) -> bool {
 
 #[inline(always)]
 fn transport<F: Frame>(frame: &F, at: u32, key: &mut FlowKey, seen: &mut Seen) {
-    if key.proto == TCP {
-        if let Some(head) = frame.load::<14>(at) {
-            key.src_port = u16::from_be_bytes([head[0], head[1]]);
-            key.dst_port = u16::from_be_bytes([head[2], head[3]]);
-            seen.flags = head[13];
-            seen.headers = at + (head[12] >> 4) as u32 * 4;
-            return;
-        }
+    if key.proto == TCP
+        && let Some(head) = frame.load::<14>(at)
+    {
+        key.src_port = u16::from_be_bytes([head[0], head[1]]);
+        key.dst_port = u16::from_be_bytes([head[2], head[3]]);
+        seen.flags = head[13];
+        seen.headers = at + (head[12] >> 4) as u32 * 4;
+        return;
     }
     if key.proto == TCP || key.proto == UDP || key.proto == SCTP {
         if let Some(head) = frame.load::<4>(at) {

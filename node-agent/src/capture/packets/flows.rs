@@ -44,6 +44,9 @@ struct Group {
     icmp: [u8; 2],
 }
 
+/// Namespace and number of an interface, and the direction there.
+type Passed = (u32, u32, u8);
+
 struct Entry {
     key: FlowKey,
     value: FlowValue,
@@ -59,7 +62,7 @@ pub(super) struct Flows {
     heads: Vec<u32>,
     overflows: Vec<(OtherKey, OtherValue)>,
     /// Interfaces that flows passed, shared by those that passed the same.
-    ways: HashMap<Vec<(u32, u32, u8)>, Arc<[FlowInterface]>, RandomState>,
+    ways: HashMap<Vec<Passed>, Arc<[FlowInterface]>, RandomState>,
     /// Zero of the monotonic clock, nanoseconds since 1970.
     boot: i64,
 }
@@ -179,7 +182,7 @@ impl Flows {
         let first = *seen.first()?;
         let at = |key: &FlowKey| (key.netns, key.ifindex, key.direction);
         let (mut bytes, mut packets, mut flags, mut last_ns) = (0, 0, 0u16, 0);
-        let mut way: Vec<(u32, u32, u8)> = Vec::with_capacity(seen.len());
+        let mut way: Vec<Passed> = Vec::with_capacity(seen.len());
         for entry in &seen {
             let (key, value) = (&entry.key, &entry.value);
             // In another VLAN of the interface it is counted beside.
@@ -239,7 +242,7 @@ impl Flows {
         flow
     }
 
-    fn way(&mut self, way: Vec<(u32, u32, u8)>, place: &impl Place) -> Arc<[FlowInterface]> {
+    fn way(&mut self, way: Vec<Passed>, place: &impl Place) -> Arc<[FlowInterface]> {
         if let Some(known) = self.ways.get(&way) {
             return Arc::clone(known);
         }
