@@ -234,7 +234,13 @@ impl Links {
             }
             match inside(&namespace, find) {
                 Ok(found) => self.reconcile(inode, found, object, Some(&namespace)),
-                Err(error) => self.closed = Some(format!("a network namespace cannot be entered: {error}")),
+                Err(error) => {
+                    self.closed = Some(format!("a network namespace cannot be entered: {error}"));
+                    // Nor could others be.
+                    if error.raw_os_error() == Some(libc::EPERM) {
+                        break;
+                    }
+                }
             }
         }
         let ended: Vec<u32> = self
