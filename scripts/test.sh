@@ -13,7 +13,7 @@ cd "$ROOT" || exit 1
 
 ALL_TIERS=(fmt lint deny unit native vm image chart)
 KERNELS=(5.10 6.1 6.12 7.3)
-VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner,dnsflow,httpflow} ebpf-bash/{lines,shells})
+VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner,dnsflow,httpflow} ebpf-bash/{lines,shells} bpf-netlog/{packets,namespaces})
 # Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
 INSTRUCTIONS_MAX=500000
 LOGS=$ROOT/target/test
@@ -114,7 +114,7 @@ vm() {
 # ends with 2 if any feature is off.
 vm_doctor() {
     local status=0 feature
-    vm "$1" -- dist/node-agent doctor --enabled-plugins ebpf-net,ebpf-bash || status=$?
+    vm "$1" -- dist/node-agent doctor --enabled-plugins ebpf-net,ebpf-bash,bpf-netlog || status=$?
     ((status == 0 || status == 2)) || return 1
     for feature in "${VM_FEATURES[@]}"; do
         grep -Eq "^$feature +(on|degraded) " "target/vm/$1.log" || { echo "$feature is off on $1" && status=1; }

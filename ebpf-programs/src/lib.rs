@@ -8,4 +8,5 @@
 pub mod http;
 pub mod memory;
 pub mod net;
+pub mod packet;
 pub mod ring;

@@ -28,7 +28,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::options::{bash_config, capture_config, conntrack_config, dns_config, http_config, tls_config};
+pub(crate) use self::options::{
+    bash_config, capture_config, conntrack_config, dns_config, http_config, packet_config, tls_config,
+};
 use self::{
     captures::Captures,
     live::Live,

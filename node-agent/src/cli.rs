@@ -183,7 +183,7 @@ pub(crate) fn check(subcommand: &str, config: &AgentConfig) -> Result<(), Config
         );
     }
     // With an object, all plugins may be off for a while.
-    let collects = [Plugin::EbpfNet, Plugin::EbpfBash]
+    let collects = [Plugin::EbpfNet, Plugin::EbpfBash, Plugin::BpfNetlog]
         .iter()
         .any(|plugin| config.plugins.contains(plugin));
     if !collects && collector.is_none() {
@@ -192,7 +192,7 @@ pub(crate) fn check(subcommand: &str, config: &AgentConfig) -> Result<(), Config
             "enabled_plugins",
             Some(plugins.join(",")),
             "none of them is in this build, or collects on its own".into(),
-            "ebpf-net or ebpf-bash, alone or with others",
+            "ebpf-net, ebpf-bash or bpf-netlog, alone or with others",
         );
     }
     let proc = config.identity.proc_dir();
@@ -353,7 +353,7 @@ mod tests {
             ),
             (&["doctor", "--host-proc", "/dev"], "host_proc: /dev is no /proc"),
             (
-                &["doctor", "--enabled-plugins", "bpf-netlog"],
+                &["doctor", "--enabled-plugins", "ebpf-conntrack"],
                 "none of them is in this build",
             ),
         ] {

@@ -10,7 +10,9 @@ use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{bash_config, capture_config, conntrack_config, dns_config, http_config, one_line, tls_config},
+    agent::{
+        bash_config, capture_config, conntrack_config, dns_config, http_config, one_line, packet_config, tls_config,
+    },
     capture::{
         bash::{BASH, BashCapture},
         beside::{Beside, Surroundings},
@@ -19,6 +21,7 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{Instruments, NetCapture},
         http::HttpCapture,
+        packets::{NETLOG, PacketCapture},
         tls::{TlsCapture, unseen},
     },
     ebpf::{
@@ -64,6 +67,7 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
     let telemetry = Telemetry::new("node-agent", env!("CARGO_PKG_VERSION"));
     let (_, no_nat) = watch::channel(None);
     let (bash, dns) = (bash_config(config, &refuse), dns_config(config, &refuse));
+    let packets = packet_config(config, &refuse);
     let (http, tls) = (http_config(config, &refuse), tls_config(config, &refuse));
     let (mut capabilities, mut programs, error) = match NetCapture::start(
         capture_config(config, refuse),
@@ -100,6 +104,15 @@ pub fn run(config: &AgentConfig, refuse: Vec<String>, json: bool) -> anyhow::Res
         match beside::<BashCapture>(&settings, &telemetry, &mut capabilities) {
             Ok(capture) => programs.extend(capture.programs()),
             Err(error) => capabilities.off(BASH, one_line(&error)),
+        }
+    }
+    if let Some(settings) = packets {
+        match beside::<PacketCapture>(&settings, &telemetry, &mut capabilities) {
+            Ok(mut capture) => {
+                programs.extend(capture.programs());
+                capture.detach();
+            }
+            Err(error) => capabilities.off(NETLOG, one_line(&error)),
         }
     }
     let held = privileges::effective().unwrap_or(0);

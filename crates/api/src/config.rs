@@ -109,6 +109,16 @@ pub struct NetlogConfig {
     pub metric: bool,
     /// Make logs.
     pub log: bool,
+    /// N of 1:N packets; 1 for all.
+    pub sampling: u32,
+    /// Time that packets of a flow are summed up for.
+    pub cache_active_timeout: Duration,
+    /// Flows kept in the kernel.
+    pub cache_max_flows: u32,
+    /// Names of interfaces, or expressions between slashes; empty for all.
+    pub interfaces: Vec<String>,
+    /// Interfaces that are left out, likewise.
+    pub exclude_interfaces: Vec<String>,
 }
 
 /// Sampling of records; at most one is set.
@@ -333,7 +343,12 @@ pub struct PprofConfig {
 }
 
 /// What this build can do; see [`AgentConfig::plugins_not_built`].
-const BUILT_PLUGINS: &[Plugin] = &[Plugin::EbpfNet, Plugin::EbpfBash, Plugin::EbpfConntrack];
+const BUILT_PLUGINS: &[Plugin] = &[
+    Plugin::EbpfNet,
+    Plugin::EbpfBash,
+    Plugin::EbpfConntrack,
+    Plugin::BpfNetlog,
+];
 
 // === impl AgentConfig ===
 
@@ -413,6 +428,11 @@ impl AgentConfig {
                 blacklist: None,
                 metric: false,
                 log: false,
+                sampling: 0,
+                cache_active_timeout: Duration::ZERO,
+                cache_max_flows: 0,
+                interfaces: Vec::new(),
+                exclude_interfaces: Vec::new(),
             },
             sampling: SamplingConfig {
                 rate: None,

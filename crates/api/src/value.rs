@@ -285,6 +285,26 @@ pub(crate) fn routes(raw: &Raw) -> Parsed<Vec<HttpRoute>> {
     Ok(routes)
 }
 
+/// At most 64 names of interfaces, or expressions between slashes.
+pub(crate) fn interfaces(raw: &Raw) -> Parsed<Vec<String>> {
+    let patterns = list(raw)?;
+    if patterns.len() > 64 {
+        return Err(format!("it names {} interfaces", patterns.len()));
+    }
+    for pattern in &patterns {
+        let expression = pattern.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
+        if let Some(Err(error)) = expression.map(regex::Regex::new) {
+            let text = error.to_string();
+            let why = text.lines().last().unwrap_or_default();
+            return Err(format!("`{pattern}` is no expression: {why}"));
+        }
+        if expression.is_none() && (pattern.len() > 15 || pattern.contains('/')) {
+            return Err(format!("`{pattern}` is no name of an interface"));
+        }
+    }
+    Ok(patterns)
+}
+
 /// At most 64 ports.
 pub(crate) fn ports(raw: &Raw) -> Parsed<BTreeSet<u16>> {
     let ports: BTreeSet<u16> = each(raw)?.into_iter().collect();

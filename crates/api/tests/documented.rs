@@ -60,6 +60,8 @@ fn documented_sample_is_the_default() {
     assert_eq!(
         warned,
         [
+            "netlog_metric",
+            "netlog_log",
             "pprof_host",
             "pprof_port",
             "datakit_apiserver",

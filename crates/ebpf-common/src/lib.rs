@@ -10,4 +10,5 @@ pub mod dns;
 pub mod http;
 pub mod net;
 pub mod netlog;
+pub mod packets;
 pub mod tls;

@@ -1,7 +1,8 @@
 //! The capture's life: started, started anew when a setting needs other kernel programs or maps, switched off and on,
 //! stopped. Rows that there is no room for when one ends are taken over by the next. `ebpf-conntrack` comes and goes beside
 //! it: a running capture asks it while it is there. `dnsflow`, `httpflow` and `httpflow-tls` come after `ebpf-net` and go before it, for what
-//! they cost to start would show in what that sees of its own start; `ebpf-bash` is on its own.
+//! they cost to start would show in what that sees of its own start; `ebpf-bash` and `bpf-netlog` are on
+//! their own.
 //!
 //! The interval alone reaches a running capture. Entry: [`Captures::start`], then [`Captures::run`].
 
@@ -20,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Cluster, explain, identity, one_line,
-    options::{bash_config, capture_config, conntrack_config, dns_config, http_config, tls_config},
+    options::{bash_config, capture_config, conntrack_config, dns_config, http_config, packet_config, tls_config},
     side::SidePlugin,
 };
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{End, InCluster, Instruments, NetCapture, NetCaptureConfig, Orders, Rows},
         http::HttpCapture,
+        packets::PacketCapture,
         tls::TlsCapture,
     },
     doctor::NOT_IN_THIS_BUILD,
@@ -61,6 +63,7 @@ pub(super) struct Captures {
     /// For captures, while the plugin is on.
     nat: watch::Sender<Option<Nat>>,
     bash: SidePlugin<BashCapture>,
+    packets: SidePlugin<PacketCapture>,
     dns: SidePlugin<DnsCapture>,
     http: SidePlugin<HttpCapture>,
     tls: SidePlugin<TlsCapture>,
@@ -102,6 +105,7 @@ impl Captures {
         let (nat, domains) = (watch::Sender::new(None), DomainNames::default());
         let mut captures = Self {
             bash: side(telemetry, &out, &in_cluster, &nat, &domains),
+            packets: side(telemetry, &out, &in_cluster, &nat, &domains),
             dns: side(telemetry, &out, &in_cluster, &nat, &domains),
             http: side(telemetry, &out, &in_cluster, &nat, &domains),
             tls: side(telemetry, &out, &in_cluster, &nat, &domains),
@@ -152,6 +156,11 @@ impl Captures {
                     self.report();
                     continue;
                 }
+                () = self.packets.told() => {
+                    self.adapt_packets().await;
+                    self.report();
+                    continue;
+                }
                 () = self.dns.told() => {
                     self.adapt_dns().await;
                     self.report();
@@ -176,6 +185,7 @@ impl Captures {
                 retry = Some(time::Instant::now() + RETRY);
             }
         }
+        self.packets.end(End::Stop).await;
         self.bash.end(End::Stop).await;
         self.tls.end(End::Stop).await;
         self.http.end(End::Stop).await;
@@ -186,6 +196,11 @@ impl Captures {
     async fn adapt_bash(&mut self) {
         let wanted = bash_config(&self.config.borrow(), &self.refuse);
         self.bash.adapt(wanted).await;
+    }
+
+    async fn adapt_packets(&mut self) {
+        let wanted = packet_config(&self.config.borrow(), &self.refuse);
+        self.packets.adapt(wanted).await;
     }
 
     /// Starts, changes or ends `dnsflow`; it runs while `ebpf-net` does.
@@ -220,6 +235,7 @@ impl Captures {
         let config = Arc::clone(&self.config.borrow_and_update());
         self.track(&config)?;
         self.adapt_bash().await;
+        self.adapt_packets().await;
         let wanted = config
             .plugins
             .contains(&Plugin::EbpfNet)
@@ -368,6 +384,7 @@ impl Captures {
         seen.features.extend(self.http.capabilities().features);
         seen.features.extend(self.tls.capabilities().features);
         seen.features.extend(self.bash.capabilities().features);
+        seen.features.extend(self.packets.capabilities().features);
         self.instruments.features(&seen);
         let features = features(&seen, unbuilt);
         self.uplink.report(|report| report.features = features);

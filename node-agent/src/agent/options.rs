@@ -7,6 +7,7 @@ use records::Globals;
 use crate::{
     capture::{
         bash::BashConfig, conntrack::ConntrackConfig, dns::DnsConfig, ebpf_net::NetCaptureConfig, http::HttpConfig,
+        packets::PacketConfig,
     },
     ebpf::{self, net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
@@ -32,7 +33,7 @@ pub(crate) fn capture_config(config: &AgentConfig, refuse: Vec<String>) -> NetCa
             cgroups: CgroupHierarchy::default(),
             refuse: refuse
                 .into_iter()
-                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name) && !is_tls(name))
+                .filter(|name| !is_bash(name) && !is_dns(name) && !is_http(name) && !is_tls(name) && !is_packets(name))
                 .collect(),
         },
     }
@@ -52,6 +53,20 @@ pub(crate) fn bash_config(config: &AgentConfig, refuse: &[String]) -> Option<Bas
         interval: config.interval,
         proc: config.identity.proc_dir(),
         refuse: refuse.iter().filter(|name| is_bash(name)).cloned().collect(),
+    })
+}
+
+/// The settings of `bpf-netlog`; `None` if it is off.
+pub(crate) fn packet_config(config: &AgentConfig, refuse: &[String]) -> Option<PacketConfig> {
+    let netlog = &config.netlog;
+    config.plugins.contains(&Plugin::BpfNetlog).then(|| PacketConfig {
+        interval: netlog.cache_active_timeout,
+        sampling: netlog.sampling,
+        max_flows: netlog.cache_max_flows,
+        interfaces: netlog.interfaces.clone(),
+        exclude: netlog.exclude_interfaces.clone(),
+        proc: config.identity.proc_dir(),
+        refuse: refuse.iter().filter(|name| is_packets(name)).cloned().collect(),
     })
 }
 
@@ -122,6 +137,10 @@ fn is_tls(program: &str) -> bool {
 
 fn is_dns(program: &str) -> bool {
     ebpf::dns::PROGRAMS.contains(&program)
+}
+
+fn is_packets(program: &str) -> bool {
+    ebpf::packets::is_program(program)
 }
 
 fn is_bash(program: &str) -> bool {

@@ -10,6 +10,7 @@ mod elf;
 mod ends;
 mod files;
 pub mod http;
+pub mod packets;
 mod policy;
 #[cfg(test)]
 mod test_pods;

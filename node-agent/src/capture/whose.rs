@@ -90,6 +90,14 @@ impl Policy {
         }
     }
 
+    /// For a pod of a namespace.
+    pub(super) fn of_namespace(&self, namespace: &Str) -> Whose {
+        let Some(followed) = &self.cluster else {
+            return Whose::On;
+        };
+        followed.is_on(Some(namespace.clone()))
+    }
+
     /// The names of a pod, as it was at a time (nanoseconds since 1970).
     pub(super) fn name(&self, pod: Option<Uid>, at: i64) -> Option<Arc<K8sEndpoint>> {
         let names = &self.cluster.as_ref()?.cluster.names;

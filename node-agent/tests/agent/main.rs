@@ -32,6 +32,7 @@ mod live;
 mod load;
 mod nat_net;
 mod options;
+mod packets;
 mod privileges;
 mod process;
 mod refusals;

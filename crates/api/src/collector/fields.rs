@@ -130,6 +130,12 @@ static FIELDS: &[Field] = &[
     field!(Agent "netlog_blacklist" "plugins.bpf-netlog.blacklist" plugins.netlog.blacklist),
     field!(Agent "netlog_metric" "plugins.bpf-netlog.metric" plugins.netlog.metric),
     field!(Agent "netlog_log" "plugins.bpf-netlog.log" plugins.netlog.log),
+    field!(Agent "netlog_sampling" "plugins.bpf-netlog.sampling" plugins.netlog.sampling),
+    field!(Agent "netlog_cache_active_timeout" "plugins.bpf-netlog.cacheActiveTimeout"
+        plugins.netlog.cache_active_timeout),
+    field!(Agent "netlog_cache_max_flows" "plugins.bpf-netlog.cacheMaxFlows" plugins.netlog.cache_max_flows),
+    field!(Agent "netlog_interfaces" "plugins.bpf-netlog.interfaces" plugins.netlog.interfaces),
+    field!(Agent "netlog_exclude_interfaces" "plugins.bpf-netlog.excludeInterfaces" plugins.netlog.exclude_interfaces),
     field!(Agent "sampling_rate" "sampling.rate" sampling.rate),
     field!(Agent "sampling_rate_pts_per_min" "sampling.ptsPerMin" sampling.pts_per_min),
     field!(Agent "cpu_limit" "limits.cpu" limits.cpu),

@@ -140,6 +140,22 @@ object! {
         /// Make logs of layers 4 and 7.
         #[schemars(extend("default" = false))]
         log: bool,
+        /// One packet of this many is counted, chosen at random; 1 for all. Flows carry the number.
+        #[schemars(range(min = 1, max = 1_000_000), extend("default" = 1))]
+        sampling: u32,
+        /// So long packets of a flow are summed up before they are told, from 1s to 1h.
+        #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "5s", "x-kubernetes-validations" = cel::duration_rules("1s", "1h")))]
+        cache_active_timeout: String,
+        /// Flows kept in the kernel at a time, one per direction and interface. Packets of further ones are counted for their
+        /// interface alone.
+        #[schemars(range(min = 1000, max = 10_000_000), extend("default" = 100_000))]
+        cache_max_flows: u32,
+        /// Interfaces whose packets are counted, by name or by an expression such as /^eth/. Without it: all.
+        #[schemars(length(max = 64), extend("items" = cel::texts(256)))]
+        interfaces: Vec<String>,
+        /// Interfaces whose packets are not counted, likewise. Without it: lo.
+        #[schemars(length(max = 64), extend("items" = cel::texts(256)))]
+        exclude_interfaces: Vec<String>,
     }
 
     /// Whether a plugin runs in a namespace.
