@@ -219,6 +219,7 @@ fn beside<C: Beside>(
         cluster: None,
         nat,
         domains: DomainNames::default(),
+        entry: crate::ebpf::entry::Entry::default(),
     };
     let capture = C::start(settings, with)?;
     let told = capture.capabilities();

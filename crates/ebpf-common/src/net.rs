@@ -761,3 +761,21 @@ mod pod {
         UdpLast
     );
 }
+
+/// Programs of other captures that the hooks of UDP hand packets on to.
+pub mod beside {
+    /// Bit: DNS on the watched ports.
+    pub const DNS: u32 = 1;
+    /// Bit: segments of TCP that tell something.
+    pub const HTTP: u32 = 2;
+    /// Added to a slot: packets that leave.
+    pub const EGRESS: u32 = 0;
+    /// Added to a slot: packets that arrive.
+    pub const INGRESS: u32 = 1;
+    /// First slot of DNS.
+    pub const DNS_SLOT: u32 = 0;
+    /// First slot of HTTP.
+    pub const HTTP_SLOT: u32 = 2;
+    /// Number of slots.
+    pub const SLOTS: u32 = 4;
+}

@@ -4,6 +4,7 @@
 //! tcp:  tp_btf inet_sock_set_state ▶ CONNS (open ends) ▶ at close: TCP_AGG_{0,1} by flow, or an event if user space knows it
 //!       accept hooks ▶ owner in CONNS        sample (run by user space once per interval) reads open ends
 //! udp:  cgroup_skb ▶ UDP_AGG_{0,1} by socket and peer        sock_create ▶ SOCK_OWNERS
+//!                   ▶ programs of dnsflow and httpflow, for packets that they want
 //! ```
 //! User space flips `NetConfig::active`, waits for a grace period, and drains the map that is no longer written: nothing
 //! is read while it changes.
@@ -15,6 +16,9 @@
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/accept.rs"]
 mod accept;
+#[cfg(target_arch = "bpf")]
+#[path = "ebpf_net/beside.rs"]
+mod beside;
 #[cfg(target_arch = "bpf")]
 #[path = "ebpf_net/kernel.rs"]
 mod kernel;

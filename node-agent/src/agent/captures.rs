@@ -37,7 +37,10 @@ use crate::{
         tls::TlsCapture,
     },
     doctor::NOT_IN_THIS_BUILD,
-    ebpf::capability::{Capabilities, State},
+    ebpf::{
+        capability::{Capabilities, State},
+        entry::Entry,
+    },
     uplink::UplinkHandle,
 };
 
@@ -69,6 +72,8 @@ pub(super) struct Captures {
     tls: SidePlugin<TlsCapture>,
     /// By which names clients know addresses: `dnsflow` tells, the others ask.
     domains: DomainNames,
+    /// The way into the hooks of the running capture.
+    entry: Entry,
 }
 
 struct Running {
@@ -103,13 +108,15 @@ impl Captures {
             None => None,
         };
         let (nat, domains) = (watch::Sender::new(None), DomainNames::default());
+        let entry = Entry::default();
         let mut captures = Self {
-            bash: side(telemetry, &out, &in_cluster, &nat, &domains),
-            packets: side(telemetry, &out, &in_cluster, &nat, &domains),
-            dns: side(telemetry, &out, &in_cluster, &nat, &domains),
-            http: side(telemetry, &out, &in_cluster, &nat, &domains),
-            tls: side(telemetry, &out, &in_cluster, &nat, &domains),
+            bash: side(telemetry, &out, &in_cluster, &nat, (&domains, &entry)),
+            packets: side(telemetry, &out, &in_cluster, &nat, (&domains, &entry)),
+            dns: side(telemetry, &out, &in_cluster, &nat, (&domains, &entry)),
+            http: side(telemetry, &out, &in_cluster, &nat, (&domains, &entry)),
+            tls: side(telemetry, &out, &in_cluster, &nat, (&domains, &entry)),
             domains,
+            entry,
             cluster: in_cluster,
             telemetry: telemetry.clone(),
             instruments: Instruments::new(telemetry),
@@ -261,6 +268,7 @@ impl Captures {
                 self.tls.adapt(None).await;
                 self.http.adapt(None).await;
                 self.dns.adapt(None).await;
+                self.entry.close();
                 if let Some(running) = running {
                     running.orders.send_replace(Orders::Finish(End::Off));
                 }
@@ -321,6 +329,9 @@ impl Captures {
         }
         self.seen = capture.capabilities().clone();
         capture.know_domains(self.domains.clone());
+        if let Some(maps) = capture.take_entry() {
+            self.entry.open(maps);
+        }
         if let Some(rows) = self.rows.take() {
             capture.take_over(rows);
         }
@@ -349,6 +360,7 @@ impl Captures {
 
     /// Ends what runs.
     async fn end(&mut self, why: End) -> anyhow::Result<()> {
+        self.entry.close();
         let Some(running) = self.running.take() else {
             return Ok(());
         };
@@ -410,7 +422,7 @@ fn side<C: Beside>(
     out: &mpsc::Sender<RecordBatch>,
     cluster: &Option<InCluster>,
     nat: &watch::Sender<Option<Nat>>,
-    domains: &DomainNames,
+    (domains, entry): (&DomainNames, &Entry),
 ) -> SidePlugin<C> {
     SidePlugin::new(
         telemetry,
@@ -418,6 +430,7 @@ fn side<C: Beside>(
         cluster.clone(),
         nat.subscribe(),
         domains.clone(),
+        entry.clone(),
     )
 }
 

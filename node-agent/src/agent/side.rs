@@ -20,7 +20,7 @@ use crate::{
         domains::DomainNames,
         ebpf_net::{End, InCluster, Orders},
     },
-    ebpf::capability::Capabilities,
+    ebpf::{capability::Capabilities, entry::Entry},
 };
 
 /// Wait before a capture that did not start is tried again.
@@ -34,6 +34,7 @@ pub(super) struct SidePlugin<C: Beside> {
     cluster: Option<InCluster>,
     nat: watch::Receiver<Option<Nat>>,
     domains: DomainNames,
+    entry: Entry,
     running: Option<Running<C>>,
     failed: Option<(Capabilities, time::Instant)>,
 }
@@ -53,6 +54,7 @@ impl<C: Beside> SidePlugin<C> {
         cluster: Option<InCluster>,
         nat: watch::Receiver<Option<Nat>>,
         domains: DomainNames,
+        entry: Entry,
     ) -> Self {
         Self {
             metrics: C::metrics(telemetry),
@@ -61,6 +63,7 @@ impl<C: Beside> SidePlugin<C> {
             cluster,
             nat,
             domains,
+            entry,
             running: None,
             failed: None,
         }
@@ -101,6 +104,7 @@ impl<C: Beside> SidePlugin<C> {
             cluster: self.cluster.clone(),
             nat: self.nat.clone(),
             domains: self.domains.clone(),
+            entry: self.entry.clone(),
         };
         let config = settings.clone();
         // Loading, and a look at what is there already, take a while.

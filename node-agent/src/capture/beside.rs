@@ -12,7 +12,7 @@ use super::{
     domains::DomainNames,
     ebpf_net::{InCluster, Orders},
 };
-use crate::ebpf::capability::Capabilities;
+use crate::ebpf::{capability::Capabilities, entry::Entry};
 
 /// What a capture is started with besides its settings.
 pub struct Surroundings<M> {
@@ -26,6 +26,8 @@ pub struct Surroundings<M> {
     pub nat: watch::Receiver<Option<Nat>>,
     /// By which names clients know addresses.
     pub domains: DomainNames,
+    /// The way into the hooks of `ebpf-net`.
+    pub entry: Entry,
 }
 
 /// A capture that runs on a thread of its own.

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, Map, MapData, PerCpuArray, RingBuf},
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramFd},
 };
 use ebpf_common::dns::{DnsConfig, stat};
 
@@ -18,6 +18,7 @@ use super::{
     btf::KernelTypes,
     capability::Capabilities,
     counters,
+    entry::{Entered, Entry},
     offsets::dns_offsets,
     sys::{self, ProgramStats},
 };
@@ -32,6 +33,8 @@ pub const PROGRAMS: [&str; 2] = ["dns_ingress", "dns_egress"];
 
 /// The loaded object. Dropping it detaches everything.
 pub struct DnsObject {
+    /// If the programs have no hook of their own.
+    _entered: Option<Entered>,
     ebpf: Ebpf,
     config: Array<MapData, DnsConfig>,
     stats: PerCpuArray<MapData, u64>,
@@ -49,6 +52,7 @@ pub fn load(
     ring_buffer_size: u32,
     ports: &BTreeSet<u16>,
     refuse: &[String],
+    entry: &Entry,
     capabilities: &mut Capabilities,
 ) -> anyhow::Result<DnsObject> {
     let types = KernelTypes::load()?;
@@ -69,23 +73,40 @@ pub fn load(
         words.set(index, word, 0).context("cannot write the ports of dnsflow")?;
     }
     let (path, cgroup) = cgroup2_root().map_err(|error| anyhow!(reason(&error)))?;
-    for (name, attach) in PROGRAMS
-        .into_iter()
-        .zip([CgroupSkbAttachType::Ingress, CgroupSkbAttachType::Egress])
-    {
+    for name in PROGRAMS {
         anyhow::ensure!(
             refuse.iter().all(|refused| refused != name),
             "program {name} is refused by the option refuse_programs"
         );
-        let program: &mut CgroupSkb = ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("object has no program {name}"))?
-            .try_into()?;
+        let program = skb(&mut ebpf, name)?;
         program.load().map_err(|error| anyhow!(reason(&error.into())))?;
-        program
-            .attach(&cgroup, attach, CgroupAttachMode::Single)
-            .context("attach to the cgroup root")?;
     }
+    let after = ebpf
+        .take_map("AFTER")
+        .ok_or_else(|| anyhow!("object has no map AFTER"))?;
+    let after = ProgramArray::try_from(after)?;
+    let entered = {
+        let (egress, ingress) = (fd(&ebpf, "dns_egress")?, fd(&ebpf, "dns_ingress")?);
+        entry.enter_dns(&port_words(ports), [egress, ingress], after)
+    };
+    let entered = match entered {
+        Ok(entered) => Some(entered),
+        Err(error) => {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "Programs of dnsflow have hooks of their own"
+            );
+            for (name, hook) in PROGRAMS
+                .into_iter()
+                .zip([CgroupSkbAttachType::Ingress, CgroupSkbAttachType::Egress])
+            {
+                skb(&mut ebpf, name)?
+                    .attach(&cgroup, hook, CgroupAttachMode::Single)
+                    .context("attach to the cgroup root")?;
+            }
+            None
+        }
+    };
     let hook = format!("cgroup_skb at {}", path.display());
     if !is_whole(&path) {
         capabilities.degraded(
@@ -106,12 +127,27 @@ pub fn load(
         return Err(anyhow!("map POLICY has an unexpected type"));
     };
     Ok(DnsObject {
+        _entered: entered,
         config: Array::try_from(config)?,
         stats: PerCpuArray::try_from(stats)?,
         events: RingBuf::try_from(events)?,
         policy,
         ebpf,
     })
+}
+
+fn skb<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut CgroupSkb> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn fd<'e>(ebpf: &'e Ebpf, name: &str) -> anyhow::Result<&'e ProgramFd> {
+    let program = ebpf
+        .program(name)
+        .ok_or_else(|| anyhow!("object has no program {name}"))?;
+    Ok(program.fd()?)
 }
 
 /// The words of map `PORTS` that are not zero.

@@ -10,7 +10,8 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, RawTracePoint, RawTracePointRunOptions, TestRun as _,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, ProgramFd, RawTracePoint, RawTracePointRunOptions,
+        TestRun as _,
     },
 };
 use ebpf_common::{
@@ -24,7 +25,9 @@ use super::{
     attach::{cgroup2_root, is_whole},
     btf::KernelTypes,
     capability::Capabilities,
-    counters, namespaces,
+    counters,
+    entry::{Entered, Entry},
+    namespaces,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
@@ -64,6 +67,8 @@ pub struct LoadOptions {
 
 /// The loaded object. Dropping it detaches everything.
 pub struct HttpObject {
+    /// If the programs have no hook of their own.
+    entered: Option<Entered>,
     ebpf: Ebpf,
     config: Array<MapData, HttpConfig>,
     quit: HashMap<MapData, u64, u32>,
@@ -123,6 +128,7 @@ pub fn load(options: &LoadOptions, config: HttpConfig) -> anyhow::Result<HttpObj
         anyhow::bail!("map POLICY has an unexpected type");
     };
     let mut object = HttpObject {
+        entered: None,
         config: Array::try_from(settings)?,
         quit: HashMap::try_from(quit)?,
         stats: PerCpuArray::try_from(stats)?,
@@ -147,6 +153,13 @@ fn skb<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut CgroupSkb> 
     Ok(program.try_into()?)
 }
 
+fn fd<'e>(ebpf: &'e Ebpf, name: &str) -> anyhow::Result<&'e ProgramFd> {
+    let program = ebpf
+        .program(name)
+        .ok_or_else(|| anyhow!("object has no program {name}"))?;
+    Ok(program.fd()?)
+}
+
 // === impl HttpObject ===
 
 impl HttpObject {
@@ -154,12 +167,21 @@ impl HttpObject {
     ///
     /// # Errors
     /// If they cannot be seen on this machine.
-    pub fn attach(&mut self, capabilities: &mut Capabilities) -> anyhow::Result<()> {
+    pub fn attach(&mut self, entry: &Entry, capabilities: &mut Capabilities) -> anyhow::Result<()> {
         let (path, cgroup) = cgroup2_root()?;
-        for (name, hook) in HOOKS {
-            skb(&mut self.ebpf, name)?
-                .attach(&cgroup, hook, CgroupAttachMode::Single)
-                .with_context(|| format!("program {name} at the cgroup root"))?;
+        match entry.enter_http([fd(&self.ebpf, "http_egress")?, fd(&self.ebpf, "http_ingress")?]) {
+            Ok(entered) => self.entered = Some(entered),
+            Err(error) => {
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    "Programs of httpflow have hooks of their own"
+                );
+                for (name, hook) in HOOKS {
+                    skb(&mut self.ebpf, name)?
+                        .attach(&cgroup, hook, CgroupAttachMode::Single)
+                        .with_context(|| format!("program {name} at the cgroup root"))?;
+                }
+            }
         }
         let hook = format!("cgroup_skb at {}", path.display());
         if is_whole(&path) {
@@ -250,6 +272,7 @@ impl HttpObject {
 
     /// Ends to look at segments; maps stay.
     pub fn detach(&mut self) {
+        self.entered = None;
         for (name, _) in HOOKS {
             let unloaded = skb(&mut self.ebpf, name).and_then(|program| Ok(program.unload()?));
             if let Err(error) = unloaded {

@@ -11,6 +11,7 @@ pub mod btf;
 pub mod capability;
 mod counters;
 pub mod dns;
+pub mod entry;
 pub mod http;
 pub mod namespaces;
 pub mod net;

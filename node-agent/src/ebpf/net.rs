@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{Program, RawTracePointRunOptions, TestRun as _},
 };
 use ebpf_common::net::{Adopt, NetConfig, SampleBlock, SockOwner, adopt, stat};
@@ -19,8 +19,10 @@ use super::{
     attach::Attach,
     bash,
     btf::KernelTypes,
-    capability::Capabilities,
-    counters, dns, http,
+    capability::{Capabilities, State},
+    counters, dns,
+    entry::EntryMaps,
+    http,
     offsets::{CgroupHierarchy, net_offsets},
     sys::{self, ProgramStats},
 };
@@ -72,6 +74,7 @@ pub struct NetObject {
     /// Ring of events.
     pub events: RingBuf<MapData>,
     maps: BTreeMap<&'static str, MapData>,
+    entry: Option<EntryMaps>,
 }
 
 /// Loads the object and attaches what can be attached.
@@ -146,7 +149,16 @@ pub fn load(options: &LoadOptions, config: NetConfig, capabilities: &mut Capabil
         };
         maps.insert(name, data);
     }
+    let hooked = [UDP_SENT, UDP_RECEIVED]
+        .iter()
+        .all(|name| capabilities.state(name) != State::Off);
+    let entry = EntryMaps {
+        next: ProgramArray::try_from(take(&mut ebpf, "NEXT")?)?,
+        beside: Array::try_from(take(&mut ebpf, "BESIDE")?)?,
+        ports: Array::try_from(take(&mut ebpf, "DNS_PORTS")?)?,
+    };
     Ok(NetObject {
+        entry: hooked.then_some(entry),
         config: Array::try_from(take(&mut ebpf, "CONFIG")?)?,
         samples: Array::try_from(take(&mut ebpf, "SAMPLES")?)?,
         adopt: Array::try_from(take(&mut ebpf, "ADOPT")?)?,
@@ -172,6 +184,11 @@ impl NetObject {
         self.config
             .set(0, config, 0)
             .context("cannot write the settings of ebpf-net")
+    }
+
+    /// The way into the hooks of UDP for other programs; `None` if there are none, or it was taken before.
+    pub fn take_entry(&mut self) -> Option<EntryMaps> {
+        self.entry.take()
     }
 
     /// Detaches every hook; maps and the programs run on demand stay.

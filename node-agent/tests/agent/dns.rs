@@ -203,15 +203,31 @@ fn rows_are_what_tshark_saw() {
 fn a_response_code_of_edns_is_whole() {
     let directory = directory();
     let net = DnsNet::up("dnsedns", directory.path());
-    let agent = Agent::start(Rights::Own, directory.path(), &[PORTS, "--dns-names"]);
     let server = SocketAddr::new(SERVER[0].parse().unwrap(), PORT);
-    net.inside(Side::A, || ask(server, true, 1, "badvers.example", A, &[LONG]).unwrap());
-    agent.wait_until("it is told", |_| {
-        !groups(&rows(directory.path()), "outgoing").is_empty()
-    });
-    let told = groups(&rows(directory.path()), "outgoing");
-    assert!(told.keys().all(|(.., rcode)| *rcode == 16), "{told:?}");
-    agent.stop();
+    // Handed on to the programs, and seen by them at hooks of their own.
+    for args in [
+        &[PORTS, "--dns-names"][..],
+        &[PORTS, "--dns-names", "--refuse-program=udp_ingress"],
+    ] {
+        let own = self::directory();
+        let agent = Agent::start(Rights::Own, own.path(), args);
+        net.inside(Side::A, || {
+            ask(server, true, 1, "badvers.example", A, &[LONG]).unwrap();
+            ask_tcp(server, &[(2, "badvers.example", A)], 1);
+        });
+        let count = || {
+            let told = groups(&rows(own.path()), "outgoing");
+            assert!(told.keys().all(|(.., rcode)| *rcode == 16), "{told:?}");
+            rows(own.path())
+                .iter()
+                .filter(|row| text(row, "direction") == "outgoing" && text(row, "dst_ip") == SERVER[0])
+                .map(|row| number(row, "count"))
+                .sum::<i64>()
+        };
+        agent.wait_until("both are told", |_| count() >= 2);
+        agent.stop();
+        assert_eq!(count(), 2, "{args:?}");
+    }
 }
 
 #[test]

@@ -306,6 +306,38 @@ fn options_bound_paths_and_series() {
     assert!(flushes.values().all(|rows| *rows <= 110), "{flushes:?}");
 }
 
+/// Packets come to the programs from the hooks of UDP, at hooks of their own if one of those is missing, or, on a port of
+/// DNS, behind the programs of `dnsflow`.
+#[test]
+#[ignore = "native: needs root"]
+fn each_way_to_the_programs_is_whole() {
+    let directory = directory();
+    let nginx = Nginx::start(directory.path());
+    let of_dns = format!("--dns-ports={}", nginx.port);
+    for args in [
+        &[][..],
+        &["--refuse-program=udp_egress"],
+        &["--refuse-program=udp_ingress"],
+        &[&of_dns],
+        &[&of_dns, "--refuse-program=udp_egress"],
+    ] {
+        let own = self::directory();
+        let agent = Agent::start(Rights::Own, own.path(), args);
+        let mut client = Client::connect(nginx.address());
+        let mut sent = Sums::new();
+        for n in 0..20 {
+            client.exchange("GET", &format!("/{n}"), &mut sent);
+        }
+        agent.stop();
+        let rows = rows(own.path());
+        for direction in ["incoming", "outgoing"] {
+            let told = rows_at(&rows, direction, &[nginx.port]);
+            let count = told.iter().map(|row| number(row, "count")).sum::<u64>();
+            assert_eq!(count, 20, "{direction} with {args:?}: {told:?}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "native: needs root"]
 fn patterns_stand_for_the_paths_that_match_them() {

@@ -113,6 +113,7 @@ pub(crate) fn main(arguments: &Args) -> Result<ExitCode> {
     .any(wanted);
     let mut document = Document::new();
     if needs_agent {
+        kernel::statistics_are_off()?;
         let traffic = built(&root, arguments.traffic.as_deref(), "ec-testkit", "traffic")?;
         let agent = built(&root, arguments.agent.as_deref(), "ec-node-agent", "node-agent")?;
         let effort = if arguments.quick {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use ebpf_common::dns::{DnsConfig, DnsOffsets, PORT_WORDS, stat};
 
@@ -25,6 +25,10 @@ pub(crate) static CONFIG: Array<DnsConfig> = Array::with_max_entries(1, 0);
 /// Counters, see `ebpf_common::dns::stat`.
 #[map]
 pub(crate) static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
+
+/// Programs of `httpflow` that see what was looked at here, if this one was handed the packet before them.
+#[map]
+pub(crate) static AFTER: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
 /// The offsets; volatile so that the compiler does not fold the placeholder in.
 #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     dns::{DnsConfig, EVENT_VERSION, LARGE, MIDDLE, PIECES_MAX, Packet, PacketHead, SMALL, TCP, UDP, flag, stat},
-    net::{Tuple, policy},
+    net::{Tuple, beside, policy},
 };
 use ebpf_programs::{
     memory::cleared,
@@ -19,7 +19,7 @@ use ebpf_programs::{
 };
 
 use crate::{
-    maps::{CONFIG, EVENTS, POLICY, PORTS, count},
+    maps::{AFTER, CONFIG, EVENTS, POLICY, PORTS, count},
     socket::Socket,
 };
 
@@ -31,6 +31,8 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 #[cgroup_skb]
 pub(crate) fn dns_egress(ctx: SkBuffContext) -> i32 {
     look(&ctx, flag::EGRESS);
+    // SAFETY: nothing is to be dropped here. An empty slot comes back.
+    unsafe { AFTER.tail_call(&ctx, beside::EGRESS) };
     ALLOW
 }
 
@@ -38,6 +40,8 @@ pub(crate) fn dns_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb]
 pub(crate) fn dns_ingress(ctx: SkBuffContext) -> i32 {
     look(&ctx, 0);
+    // SAFETY: as above.
+    unsafe { AFTER.tail_call(&ctx, beside::INGRESS) };
     ALLOW
 }
 

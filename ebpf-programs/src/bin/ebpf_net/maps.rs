@@ -2,11 +2,12 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
+use ebpf_common::dns::PORT_WORDS;
 use ebpf_common::net::{
     Adopt, Conn, Executed, FlowKey, Handled, Inherited, NetConfig, NetOffsets, SampleBlock, SockOwner, TcpAgg, UdpAgg,
-    UdpKey, UdpLast, stat,
+    UdpKey, UdpLast, beside, stat,
 };
 
 /// Kernel member offsets; filled before load, constant for the verifier.
@@ -67,6 +68,16 @@ pub(crate) static ADOPT: Array<Adopt> = Array::with_max_entries(1, 0);
 /// Last delivered datagram per CPU.
 #[map]
 pub(crate) static UDP_LAST: PerCpuArray<UdpLast> = PerCpuArray::with_max_entries(1, 0);
+
+/// Programs of other captures that packets are handed on to, see `ebpf_common::net::beside`.
+#[map]
+pub(crate) static NEXT: ProgramArray = ProgramArray::with_max_entries(beside::SLOTS, 0);
+/// Which of them there are.
+#[map]
+pub(crate) static BESIDE: Array<u32> = Array::with_max_entries(1, 0);
+/// One bit per port: DNS is looked for there.
+#[map]
+pub(crate) static DNS_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 /// The offsets; volatile so that the compiler does not fold the placeholder in.
 #[inline(always)]

@@ -2,7 +2,7 @@
 //!
 //! The cgroup hooks see every datagram of every socket once (copies looped back to the sender's host carry no socket on
 //! their way out), with the addresses on the wire, whatever call sent it
-//! (sendmmsg, io_uring, segmentation offload). They run for TCP packets too, which leave at the first comparison.
+//! (sendmmsg, io_uring, segmentation offload). They run for TCP packets too, which are handed on or leave.
 
 use core::mem::MaybeUninit;
 
@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, SkBuffContext, SockContext},
 };
 use ebpf_common::net::{
-    EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpSpillEvent, direction, event, stat,
+    EVENT_VERSION, EventHead, NetConfig, SockOwner, UdpAgg, UdpKey, UdpSpillEvent, beside, direction, event, stat,
 };
 use ebpf_programs::{
     memory::cleared,
@@ -23,6 +23,7 @@ use ebpf_programs::{
 };
 
 use crate::{
+    beside::hand_on,
     kernel::{Probed, Process, atomic_add, current_process_by_task, read, read_netns},
     maps::{EVENTS, SOCK_OWNERS, UDP_AGG_0, UDP_AGG_1, UDP_LAST, config, count, offsets},
     policy::{bits, is_on, udp_skip},
@@ -46,6 +47,7 @@ pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
             sent(&ctx, key, payload, config);
         }
     }
+    hand_on::<{ beside::EGRESS }>(&ctx);
     ALLOW
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
             delivered(&ctx, &last.key, payload, config);
         }
     }
+    hand_on::<{ beside::INGRESS }>(&ctx);
     ALLOW
 }
 

@@ -141,12 +141,14 @@ impl Beside for DnsCapture {
             cluster,
             nat,
             domains,
+            entry,
         } = with;
         let mut capabilities = Capabilities::default();
         let object = dns::load(
             config.ring_buffer_size,
             &config.ports,
             &config.refuse,
+            &entry,
             &mut capabilities,
         )?;
         if config.cgroups != CgroupHierarchy::V2 {

@@ -56,6 +56,7 @@ use crate::{
     },
     ebpf::{
         capability::{Capabilities, State},
+        entry::EntryMaps,
         net::{self, LoadOptions, NetObject},
         sys::{Batches, monotonic_ns, thread_cpu, wait_for_running_programs},
     },
@@ -260,6 +261,11 @@ impl NetCapture {
     /// From now on names of destinations are those of `domains`.
     pub fn know_domains(&mut self, domains: DomainNames) {
         self.domains = domains;
+    }
+
+    /// The way into the hooks of UDP for programs of other captures.
+    pub fn take_entry(&mut self) -> Option<EntryMaps> {
+        self.object.take_entry()
     }
 
     /// What works here.

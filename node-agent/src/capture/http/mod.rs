@@ -145,6 +145,7 @@ impl<S: Source> Beside for Capture<S> {
             cluster,
             nat,
             domains,
+            entry,
         } = with;
         let mut kernel = KernelConfig {
             net: NetConfig {
@@ -214,6 +215,7 @@ impl<S: Source> Beside for Capture<S> {
             refuse: &config.load.refuse,
             cluster,
             metrics: own_metrics,
+            entry,
         };
         this.source.begin(with, &mut this.capabilities)?;
         this.report();

@@ -18,6 +18,7 @@ use crate::{
     capture::ebpf_net::InCluster,
     ebpf::{
         capability::Capabilities,
+        entry::Entry,
         http::{self, HttpObject, LoadOptions},
         sys::ProgramStats,
     },
@@ -34,6 +35,8 @@ pub struct With<'a, M> {
     pub cluster: Option<InCluster>,
     /// Its own metrics.
     pub metrics: M,
+    /// The way into the hooks of `ebpf-net`.
+    pub entry: Entry,
 }
 
 /// What came of a source's turn.
@@ -150,7 +153,7 @@ impl Source for HttpObject {
     }
 
     fn begin(&mut self, with: With<'_, ()>, capabilities: &mut Capabilities) -> anyhow::Result<()> {
-        self.attach(capabilities)?;
+        self.attach(&with.entry, capabilities)?;
         self.mark_older_in_time(&Proc::new(with.proc), capabilities);
         Ok(())
     }

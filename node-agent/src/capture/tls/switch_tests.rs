@@ -209,6 +209,7 @@ async fn httpflow_tls_is_switched_by_namespace() {
         cluster: Some(InCluster { names, spec: told }),
         nat: watch::channel(None).1,
         domains: DomainNames::default(),
+        entry: crate::ebpf::entry::Entry::default(),
     };
     let capture = tokio::task::spawn_blocking(move || TlsCapture::start(&config, with)).await;
     let capture = capture.unwrap().unwrap();
