@@ -32,7 +32,10 @@ use parking_lot::Mutex;
 use testkit::service::free_port;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{http_net::Asked, process::{binary, prebuilt}};
+use crate::{
+    http_net::Asked,
+    process::{binary, prebuilt},
+};
 
 /// What programs are asked for, as clients take it: method, path, bytes of the body.
 pub const PLAN: [&str; 12] = [
