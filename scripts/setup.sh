@@ -3,7 +3,7 @@
 # last run it ends at once.
 #
 #   scripts/setup.sh build   compiler, bpf-linker, C tools: enough for `make build` and `make demo`
-#   scripts/setup.sh         all of it: also QEMU, tshark, an image engine and cargo-deny for `make test`
+#   scripts/setup.sh         all of it: also QEMU, tshark, Go, an image engine and cargo-deny for `make test`
 #
 # System packages need root or sudo; everything else goes to the cache directory (EBPFCOLLECTOR_CACHE, by default
 # ~/.cache/ebpf-collector) and to rustup's own place.
@@ -14,6 +14,9 @@ set -euo pipefail
 WHAT=${1:-all}
 BPF_LINKER_VERSION=0.13.0
 CARGO_DENY_VERSION=0.20.2
+# Fetched where there is no Go, or one that is older.
+GO_VERSION=1.24.13
+GO_SHA256=d2b048367a3d1a748b87f756fa06df12ce3b419e1d5f2a3612acb8950d615f9f
 RUSTUP_URL=https://static.rust-lang.org/rustup/dist/x86_64-unknown-linux-gnu/rustup-init
 
 BUILD_PACKAGES=(build-essential ca-certificates curl pkg-config iproute2)
@@ -45,6 +48,7 @@ main() {
     install_bpf_linker
     if [[ $WHAT == all ]]; then
         install_cargo_deny
+        install_go
     fi
     remember
     say "setup complete in $((SECONDS - start)) s"
@@ -59,7 +63,7 @@ fingerprint() {
 is_done() {
     local level
     for level in "$WHAT" all; do
-        if [[ -f $(stamp "$level") ]] && have bpf-linker && missing_programs >/dev/null &&
+        if [[ -f $(stamp "$level") ]] && have bpf-linker && missing_programs >/dev/null && { [[ $level == build ]] || has_go; } &&
             [[ $(fingerprint 2>/dev/null) == "$(<"$(stamp "$level")")" ]]; then
             return 0
         fi
@@ -258,6 +262,43 @@ install_cargo_deny() {
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
         CARGO_PROFILE_RELEASE_DEBUG=0 \
         cargo install cargo-deny --version "$CARGO_DENY_VERSION" --locked --quiet --force --root "$CACHE"
+}
+
+# Go compiles servers and clients of the tests, and the programs of a local cluster.
+has_go() {
+    local version
+    version=$(go env GOVERSION 2>/dev/null) || return 1
+    [[ $(printf '%s\n' "go1.24" "$version" | sort -V | head -n 1) == go1.24 ]]
+}
+
+install_go() {
+    if has_go; then
+        say "$(go env GOVERSION): there"
+        return
+    fi
+    local place=$CACHE/go-$GO_VERSION part name=golang.org/toolchain version=v0.0.1-go$GO_VERSION.linux-amd64 proxy
+    if [[ ! -x $place/bin/go ]]; then
+        say "Go $GO_VERSION: fetching the toolchain"
+        # The first of the list that is a server.
+        proxy=${GOPROXY:-https://proxy.golang.org}
+        proxy=${proxy%%[,|]*}
+        [[ $proxy == http* ]] || proxy=https://proxy.golang.org
+        mkdir -p "$CACHE"
+        part=$(mktemp -d "$place.XXXXXX")
+        curl -fsSL --retry 3 -o "$part/zip" "${proxy%/}/$name/@v/$version.zip" ||
+            fail "downloading Go $GO_VERSION failed" "install Go 1.24 or newer (https://go.dev/dl/), then run again"
+        [[ $(sha256sum <"$part/zip" | cut -d' ' -f1) == "$GO_SHA256" ]] ||
+            fail "what $proxy has for Go $GO_VERSION is not what it should be" "it is in $part/zip"
+        python3 -m zipfile -e "$part/zip" "$part"
+        # Such an archive holds no modes.
+        chmod -R a+rX "$part/$name@$version"
+        chmod a+x "$part/$name@$version"/bin/* "$part/$name@$version"/pkg/tool/*/*
+        rm -rf "$place" && mv -T "$part/$name@$version" "$place"
+        rm -rf "$part"
+    fi
+    mkdir -p "$CACHE/bin"
+    ln -sfn "$place/bin/go" "$CACHE/bin/go"
+    has_go || fail "Go $GO_VERSION was fetched but does not start"
 }
 
 main

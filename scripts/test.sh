@@ -14,6 +14,13 @@ cd "$ROOT" || exit 1
 ALL_TIERS=(fmt lint deny unit native vm image chart)
 KERNELS=(5.10 6.1 6.12 7.3)
 VM_FEATURES=(ebpf-net/{tcp,tcp-open,tcp-older,tcp-owner,udp-sent,udp-received,udp-owner,dnsflow,httpflow} ebpf-bash/{lines,shells} bpf-netlog/{packets,namespaces})
+# Tests of the agent that run in machines too: what servers, clients and tshark counted is what rows say, at each kernel. Few:
+# an agent takes half a minute to start under emulation.
+VM_TESTS=(
+    http::rows_are_what_the_access_log_says
+    http_truth::servers_in_go_are_as_they_say
+    dns::rows_are_what_tshark_saw
+)
 # Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
 INSTRUCTIONS_MAX=500000
 LOGS=$ROOT/target/test
@@ -85,7 +92,9 @@ tier_vm() {
     have qemu-system-x86_64 || { echo "qemu-system-x86_64 is not installed: make setup" && return $SKIPPED; }
     static_binaries || return
     local kernel status=0
+    vm_programs || return
     for kernel in "${KERNELS[@]}"; do
+        check "HTTP and DNS on $kernel" vm_layers "$kernel" || status=1
         check "doctor on $kernel" vm_doctor "$kernel" || status=1
         check "exactness on $kernel" vm "$kernel" --timeout 900 --mem 2048 \
             --tool dist/node-agent --tool dist/test/traffic -- dist/test/exactness --agent /bin/node-agent || status=1
@@ -108,6 +117,44 @@ vm() {
         cargo xtask vm --kernel "$kernel" "$@" || status=$?
     fi
     return $status
+}
+
+# What machines have besides the agent: its tests as one program, and the servers and clients in Go.
+vm_programs() {
+    local programs=$ROOT/node-agent/tests built=$LOGS/programs tests
+    have go || { echo "go is not installed: servers and clients of HTTP are built with it" && return $SKIPPED; }
+    tests=$(cargo test -p ec-node-agent --test agent --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
+    [[ -n $tests ]] || { echo "the agent's tests were not built" && return 1; }
+    # A directory for each set of arguments, as node-agent/tests/agent/gotls.rs says.
+    mkdir -p "$built/-ldflags=-s -w"
+    strip -o "$built/agent-tests" "$ROOT/${tests#"$ROOT/"}" &&
+        cp dist/node-agent "$built/node-agent" &&
+        (
+            export CGO_ENABLED=0 GOFLAGS=
+            cd "$programs/go/pair" && go build -o "$built/pair" . &&
+                go build -o "$built/-ldflags=-s -w/pair" '-ldflags=-s -w' . &&
+                cd "$programs/agent/programs" && go build -o "$built/serve.go" serve.go &&
+                go build -o "$built/ask.go" ask.go &&
+                cd grpc && go build -mod=readonly -o "$built/grpc" .
+        )
+}
+
+# Runs VM_TESTS on a kernel, with real servers and clients and the libraries they have here.
+vm_layers() {
+    local kernel=$1 built=$LOGS/programs file PATH=$PATH:/usr/sbin:/sbin
+    local with=(--timeout 600 --mem 3072 --env EBPFCOLLECTOR_TEST_PROGRAMS=/programs --env OPENSSL_CONF=/etc/ssl/openssl.cnf)
+    for file in node-agent pair '-ldflags=-s -w/pair' serve.go ask.go grpc; do
+        with+=(--file "$built/$file:/programs/$file")
+    done
+    for file in /etc/passwd /etc/group /etc/ssl/openssl.cnf; do
+        with+=(--file "$file:$file")
+    done
+    for file in nginx curl openssl ip dnsmasq tshark dumpcap; do
+        with+=(--tool "$file")
+    done
+    vm "$kernel" "${with[@]}" -- "$built/agent-tests" --ignored --exact --test-threads 1 "${VM_TESTS[@]}" || return
+    # A name that no test has any more is no failure to the program.
+    grep -aEq "^test result: ok. ${#VM_TESTS[@]} passed" "target/vm/$kernel.log"
 }
 
 # The agent sees every feature of this build on the kernel, and its programs are far from the verifier's limit; `doctor`

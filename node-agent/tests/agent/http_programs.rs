@@ -32,7 +32,10 @@ use parking_lot::Mutex;
 use testkit::service::free_port;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{http_net::Asked, process::binary};
+use crate::{
+    http_net::Asked,
+    process::{binary, prebuilt},
+};
 
 /// What programs are asked for, as clients take it: method, path, bytes of the body.
 pub const PLAN: [&str; 12] = [
@@ -87,6 +90,9 @@ fn source(name: &str) -> PathBuf {
 
 /// A Go program, built.
 pub fn go(name: &'static str) -> PathBuf {
+    if let Some(at) = prebuilt() {
+        return at.join(name);
+    }
     // With the agent's copy, it is removed at the end.
     let program = binary().with_file_name(name);
     if !program.exists() {

@@ -76,13 +76,19 @@ extern "C" fn remove_copy() {
     }
 }
 
+/// Where a machine has the programs that are built elsewhere: `node-agent`, and those in Go.
+pub fn prebuilt() -> Option<PathBuf> {
+    std::env::var_os("EBPFCOLLECTOR_TEST_PROGRAMS").map(PathBuf::from)
+}
+
 /// A copy of the binary that every user can run: the build directory may be closed to others.
 pub fn binary() -> &'static Path {
     let (_, path) = COPY.get_or_init(|| {
         let directory = tempfile::Builder::new().prefix("node-agent").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = directory.path().join("node-agent");
-        fs::copy(env!("CARGO_BIN_EXE_node-agent"), &path).unwrap();
+        let built = prebuilt().map_or_else(|| env!("CARGO_BIN_EXE_node-agent").into(), |at| at.join("node-agent"));
+        fs::copy(built, &path).unwrap();
         // SAFETY: a function of this program, which does not unwind.
         unsafe { libc::atexit(remove_copy) };
         (directory, path)
