@@ -185,8 +185,8 @@ fn each_fault_is_named() {
             &["host_proc: /dev is no /proc"],
         ),
         (
-            &["standalone", out, "--enabled-plugins=bpf-netlog"],
-            &["enabled_plugins = \"bpf-netlog\"", "in this build"],
+            &["standalone", out, "--enabled-plugins=ebpf-conntrack"],
+            &["enabled_plugins = \"ebpf-conntrack\"", "collects on its own"],
         ),
         (
             &["doctor", "--config=/nowhere/ebpf.conf"],
