@@ -36,8 +36,10 @@ pub mod stat {
     pub const NO_CALL: u32 = CALLS_FULL + 7;
     /// Calls of Go programs on connections that lead to no descriptor of a TCP socket.
     pub const NO_DESCRIPTOR: u32 = CALLS_FULL + 8;
+    /// Calls whose memory, of the process, was not there to be read.
+    pub const UNREADABLE: u32 = CALLS_FULL + 9;
     /// Number of counters.
-    pub const COUNT: u32 = CALLS_FULL + 9;
+    pub const COUNT: u32 = CALLS_FULL + 10;
 }
 
 /// Kinds of [`ProcessEvent`].

@@ -269,6 +269,9 @@ fn what_begins(source: &Source, len: u32) -> u8 {
         let bytes: *mut [u8; LOOK] = first.as_mut_ptr().cast();
         capture::clear::<{ LOOK / 8 }>(bytes.cast());
         if capture::load::<LOOK>(source, 0, len, bytes.cast()) == 0 {
+            if source.0 != 0 {
+                count(stat::UNREADABLE, 1);
+            }
             return verdict::OTHER;
         }
         classify(&*bytes, len)

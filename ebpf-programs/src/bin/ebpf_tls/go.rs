@@ -62,6 +62,8 @@ pub(crate) fn go_read(ctx: ProbeContext) -> u32 {
     let mut passed_on = [0u64; 2];
     if user(word(&ctx, STACK) + 8, &mut passed_on) {
         passed(passed_on[0], way::INGRESS, passed_on[1], len);
+    } else {
+        count(stat::UNREADABLE, 1);
     }
     0
 }

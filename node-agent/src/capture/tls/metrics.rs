@@ -96,6 +96,8 @@ impl TlsMetrics {
             ("calls_full", stat::CALLS_FULL),
             ("connections_full", stat::CONNECTIONS_FULL),
             ("began_unseen", stat::NO_CALL),
+            ("no_descriptor", stat::NO_DESCRIPTOR),
+            ("unreadable", stat::UNREADABLE),
         ] {
             if grown(index) > 0 {
                 self.calls_lost
