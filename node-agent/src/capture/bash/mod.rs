@@ -144,7 +144,7 @@ impl Beside for BashCapture {
     fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut flushed = Instant::now();
         let mut swept = Instant::now();
-        while let Orders::Collect { interval } = *orders.borrow() {
+        while let Orders::Collect { interval } = Orders::now(orders) {
             self.wait(flushed + interval);
             self.read_events();
             for (pid, found) in self.finder.look_again(&mut self.shells, &mut self.object) {
@@ -177,7 +177,7 @@ impl Beside for BashCapture {
         self.account();
         let deadline = Instant::now() + PATIENCE_AT_STOP;
         while !self.flush(out) {
-            if *orders.borrow() == Orders::Finish(End::Stop) && Instant::now() >= deadline {
+            if Orders::now(orders) == Orders::Finish(End::Stop) && Instant::now() >= deadline {
                 self.ledger.lost("uplink_full_at_stop", self.rows.clear());
                 break;
             }

@@ -231,7 +231,7 @@ impl Beside for DnsCapture {
     fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut flushed = Instant::now();
         let (mut due, mut look_again) = (None, None);
-        while let Orders::Collect { interval } = *orders.borrow() {
+        while let Orders::Collect { interval } = Orders::now(orders) {
             self.wait();
             self.follow_switches();
             self.read_events();
@@ -267,7 +267,7 @@ impl Beside for DnsCapture {
         self.metrics.unfinished.inc_by(waiting as u64);
         let deadline = Instant::now() + PATIENCE_AT_STOP;
         while !self.flush(Which::All, out) {
-            if *orders.borrow() == Orders::Finish(End::Stop) && Instant::now() >= deadline {
+            if Orders::now(orders) == Orders::Finish(End::Stop) && Instant::now() >= deadline {
                 let left = self.rows.len() as u64;
                 self.rows_stage.entered(left);
                 self.rows_stage.lost("uplink_full_at_stop", left);

@@ -293,7 +293,7 @@ impl NetCapture {
         let mut beat = Beat::new(self.config.interval, Instant::now());
         let mut due = None;
         let mut look_again = None;
-        while let Orders::Collect { interval } = *orders.borrow() {
+        while let Orders::Collect { interval } = Orders::now(orders) {
             beat.set(interval, Instant::now());
             self.wait_for_events();
             self.read_events();
@@ -341,7 +341,7 @@ impl NetCapture {
         self.guarded("sample", Self::end_interval);
         let mut deadline = None;
         while !self.flush(Which::All, out) {
-            match *orders.borrow() {
+            match Orders::now(orders) {
                 Orders::Finish(End::Restart) => return self.rows,
                 Orders::Finish(End::Stop) => {
                     if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + PATIENCE_AT_STOP) {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 /// Longest time between two drains of the kernel's maps, so that they stay small and names stay fresh.
 const DRAIN_PERIOD: Duration = Duration::from_secs(5);
 
@@ -15,6 +17,15 @@ pub enum Orders {
     },
     /// Take the programs away, hand on what there is, end.
     Finish(End),
+}
+
+impl Orders {
+    /// What is to be done now. It is copied out at once: who holds a borrow of the channel's value, as the head of a loop
+    /// does through all of its body, keeps the next order from being given.
+    #[must_use]
+    pub fn now(orders: &watch::Receiver<Self>) -> Self {
+        *orders.borrow()
+    }
 }
 
 /// Why a capture ends.

@@ -229,7 +229,7 @@ impl<S: Source> Beside for Capture<S> {
     fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut flushed = Instant::now();
         let (mut due, mut look_again) = (None, None);
-        while let Orders::Collect { interval } = *orders.borrow() {
+        while let Orders::Collect { interval } = Orders::now(orders) {
             self.source.wait(POLL);
             self.follow_switches();
             self.read_events();
@@ -257,7 +257,7 @@ impl<S: Source> Beside for Capture<S> {
         self.end_interval(Duration::ZERO);
         let deadline = Instant::now() + PATIENCE_AT_STOP;
         while !self.flush(Which::All, out) {
-            if *orders.borrow() == Orders::Finish(End::Stop) && Instant::now() >= deadline {
+            if Orders::now(orders) == Orders::Finish(End::Stop) && Instant::now() >= deadline {
                 let left = self.rows.len() as u64;
                 self.rows_stage.entered(left);
                 self.rows_stage.lost("uplink_full_at_stop", left);

@@ -132,7 +132,7 @@ impl Beside for PacketCapture {
 
     fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut drained = Instant::now();
-        while let Orders::Collect { interval } = *orders.borrow() {
+        while let Orders::Collect { interval } = Orders::now(orders) {
             self.links.wait(drained + interval, POLL);
             if self.links.is_due() {
                 if let Err(error) = self.links.look(&self.object) {
@@ -262,7 +262,7 @@ impl PacketCapture {
     fn finish(&mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let deadline = Instant::now() + PATIENCE_AT_STOP;
         while !self.flush(out) {
-            if *orders.borrow() == Orders::Finish(End::Stop) && Instant::now() >= deadline {
+            if Orders::now(orders) == Orders::Finish(End::Stop) && Instant::now() >= deadline {
                 self.rows.lost("uplink_full_at_stop", self.flows.clear());
                 return;
             }

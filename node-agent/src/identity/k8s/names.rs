@@ -142,7 +142,8 @@ impl Names {
     #[must_use]
     pub fn local_end(&self, cgroup_id: u64, pid: u32, netns: u32) -> LocalEnd {
         let state = &*self.0;
-        if let Some(uid) = state.cgroups.read().pod(cgroup_id) {
+        let pod = state.cgroups.read().pod(cgroup_id);
+        if let Some(uid) = pod {
             return LocalEnd::Pod(uid);
         }
         if pid != 0
