@@ -10,3 +10,5 @@ pub mod memory;
 pub mod net;
 pub mod packet;
 pub mod ring;
+#[cfg(target_arch = "bpf")]
+pub mod stack;

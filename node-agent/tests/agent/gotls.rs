@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    http_net::{Sum, Sums, rows, rows_at, sums_of, text, wait_for},
+    http_net::{Nginx, Sum, Sums, add, curl, rows, rows_at, sums_of, text, wait_for},
     process::{Agent, Rights, directory, finish, prebuilt},
 };
 
@@ -247,6 +247,70 @@ fn go_programs_without_symbols_are_reported() {
 #[ignore = "native: needs root"]
 fn a_connection_inside_of_another_type_is_found() {
     ends_agree(&[], &["wrap"]);
+}
+
+/// What machines with other kernels run too: nginx with a C library, and Go, both under one agent.
+#[test]
+#[ignore = "native: needs root"]
+fn nginx_and_go_under_one_agent_are_as_they_say() {
+    let place = directory();
+    let path = place.path();
+    fs::create_dir_all(path.join("www")).unwrap();
+    for (name, size) in [("small", 1024), ("large", 300_000)] {
+        File::create(path.join("www").join(name))
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+    }
+    let nginx = Nginx::start_tls(path);
+    let program = build(path, "pair", &["-ldflags=-s -w"]);
+    let (server, port) = Go::serve(&program, &["127.0.0.1:0"]);
+    let mut client = Go::start(&program, &["ask", &format!("127.0.0.1:{port}")]);
+    let agent = Agent::start(Rights::Own, path, &[ON, PORTS, ROOM]);
+    let ca = path.join("cert.pem").display().to_string();
+    let (mut by_curl, at) = (Sums::new(), format!("https://localhost:{}", nginx.port_tls));
+    for (method, name, status) in [
+        ("GET", "/small", 200),
+        ("GET", "/large", 200),
+        ("DELETE", "/small", 405),
+    ] {
+        let curled = curl(&["--cacert", &ca, "--http1.1", "-X", method, &format!("{at}{name}")]);
+        let asked = (method.to_owned(), name.to_owned(), status);
+        add(&mut by_curl, asked, curled.request, curled.response);
+    }
+    for name in ["/large", "/no"] {
+        curl(&["--cacert", &ca, "--http2", &format!("{at}{name}")]);
+    }
+    let asked = client.ask(&format!("1 3 3 {MIX}"));
+    let by_two = client.ask(&format!("2 3 3 {MIX} POST:/pkg.Service/0:1000 POST:/pkg.Service/5:20"));
+    let log = nginx.truth();
+    assert_eq!(total(&log), total(&by_curl) + 2);
+    wait_for("what nginx served is in rows", || {
+        let rows = rows(path);
+        let seen = |direction| total(&sums_of(&rows_at(&rows, direction, &[nginx.port_tls])));
+        seen("incoming") >= total(&log) && seen("outgoing") >= total(&log)
+    });
+    let reported = reported(agent, path, port, total(&asked) + total(&by_two));
+    drop(client);
+    let mut all = asked.clone();
+    plus(&mut all, &by_two);
+    assert_eq!(counts(&server.end()), counts(&all), "the programs agree");
+    let rows = rows(path);
+    for (direction, sums) in reported {
+        assert_eq!(counts(&sums), counts(&all), "{direction}");
+        let with = |port: u16, version: &str| {
+            let rows = rows_at(&rows, direction, &[port]).into_iter();
+            sums_of(
+                &rows
+                    .filter(|row| text(row, "http_version") == version)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(with(port, "1.1"), asked, "bytes of {direction}");
+        assert_eq!(with(nginx.port_tls, "1.1"), by_curl, "bytes of {direction}, nginx");
+        let served = sums_of(&rows_at(&rows, direction, &[nginx.port_tls]));
+        assert_eq!(counts(&served), counts(&log), "{direction}, nginx");
+    }
 }
 
 #[test]

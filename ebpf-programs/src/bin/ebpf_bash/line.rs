@@ -7,6 +7,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use ebpf_common::bash::{LONG, LineHead, LongLine, SHORT, ShortLine, event, stat, verdict};
+use ebpf_programs::stack::stay_on_own;
 
 use crate::{
     maps::{EVENTS, PROCESSES, count},
@@ -25,6 +26,7 @@ enum Read {
 /// Return of `char *readline(const char *prompt)`: a line, or null at the end of input.
 #[uprobe]
 pub(crate) fn readline_return(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     let line: u64 = RetProbeContext::new(ctx.as_ptr()).ret();
     if line != 0 {
         count(stat::LINES);

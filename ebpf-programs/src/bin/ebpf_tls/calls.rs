@@ -11,6 +11,7 @@ use ebpf_common::{
     http::way,
     tls::{Call, Calls, ConnKey, RECORD, result, stat},
 };
+use ebpf_programs::stack::stay_on_own;
 
 use crate::{
     capture, emit,
@@ -34,18 +35,21 @@ const RETURN_ADDRESS: u64 = 0;
 /// `SSL_read(ssl, buf, num)`, `gnutls_record_recv(session, data, size)`
 #[uprobe]
 pub(crate) fn tls_read(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     enter(&ctx, way::INGRESS, result::NUMBER, argument(&ctx, 1), 0)
 }
 
 /// `SSL_write(ssl, buf, num)`, `gnutls_record_send(session, data, size)`
 #[uprobe]
 pub(crate) fn tls_write(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     enter(&ctx, way::EGRESS, result::NUMBER, argument(&ctx, 1), 0)
 }
 
 /// `SSL_read_ex(ssl, buf, num, *readbytes)`
 #[uprobe]
 pub(crate) fn tls_read_ex(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     enter(
         &ctx,
         way::INGRESS,
@@ -58,18 +62,21 @@ pub(crate) fn tls_read_ex(ctx: ProbeContext) -> u32 {
 /// `SSL_write_ex(ssl, buf, num, *written)`
 #[uprobe]
 pub(crate) fn tls_write_ex(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     enter(&ctx, way::EGRESS, result::POINTER, argument(&ctx, 1), argument(&ctx, 3))
 }
 
 /// `SSL_sendfile(ssl, fd, offset, size, flags)`: the bytes are in no buffer.
 #[uprobe]
 pub(crate) fn tls_sendfile(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     enter(&ctx, way::EGRESS, result::NUMBER, 0, 0)
 }
 
 /// `SSL_do_handshake(ssl)`, which `SSL_connect` and `SSL_accept` call; `gnutls_handshake(session)`
 #[uprobe]
 pub(crate) fn tls_handshake(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     emit::begins(&key(&ctx));
     enter(&ctx, way::EGRESS, result::NOTHING, 0, 0)
 }
@@ -77,6 +84,7 @@ pub(crate) fn tls_handshake(ctx: ProbeContext) -> u32 {
 /// `SSL_free(ssl)`, `SSL_clear(ssl)`, `gnutls_deinit(session)`
 #[uprobe]
 pub(crate) fn tls_free(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     emit::ended(&key(&ctx));
     0
 }
@@ -84,6 +92,7 @@ pub(crate) fn tls_free(ctx: ProbeContext) -> u32 {
 /// `BIO_write(bio, data, len)`: what a record looks like where it leaves the library, or is kept until the process sends it.
 #[uprobe]
 pub(crate) fn tls_bio_write(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     let Some(Calls { calls: [outer, inner] }) = under_way(current_task()) else {
         return 0;
     };
@@ -110,6 +119,7 @@ pub(crate) fn tls_bio_write(ctx: ProbeContext) -> u32 {
 /// Return of one of these functions that wait for it.
 #[uretprobe]
 pub(crate) fn tls_returned(ctx: RetProbeContext) -> u32 {
+    stay_on_own();
     let before = stack(&ProbeContext::new(ctx.as_ptr())).wrapping_sub(RETURN_ADDRESS);
     left(before, ctx.ret())
 }

@@ -19,6 +19,7 @@ use ebpf_common::{
     http::way,
     tls::{ConnKey, stat},
 };
+use ebpf_programs::stack::stay_on_own;
 
 use crate::{
     emit,
@@ -49,6 +50,7 @@ const IPPROTO_MPTCP: u16 = 262;
 /// `func (c *Conn) Write(b []byte) (int, error)`, where its body begins.
 #[uprobe]
 pub(crate) fn go_write(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     let [conn, data, len] = ARGUMENTS.map(|register| word(&ctx, register));
     passed(conn, way::EGRESS, data, len);
     0
@@ -57,6 +59,7 @@ pub(crate) fn go_write(ctx: ProbeContext) -> u32 {
 /// `func (c *Conn) Read(b []byte) (int, error)`, where it returns.
 #[uprobe]
 pub(crate) fn go_read(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     let len = word(&ctx, ARGUMENTS[0]);
     // Behind the address that it returns to: the receiver, and the slice's pointer and length.
     let mut passed_on = [0u64; 2];
@@ -71,6 +74,7 @@ pub(crate) fn go_read(ctx: ProbeContext) -> u32 {
 /// `func (c *Conn) clientHandshake(...)`, `serverHandshake(...)`: nothing of it has passed.
 #[uprobe]
 pub(crate) fn go_handshake(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     emit::begins(&key(word(&ctx, ARGUMENTS[0])));
     0
 }
@@ -78,6 +82,7 @@ pub(crate) fn go_handshake(ctx: ProbeContext) -> u32 {
 /// `func (c *Conn) Close() error`: its memory may be another one's later.
 #[uprobe]
 pub(crate) fn go_close(ctx: ProbeContext) -> u32 {
+    stay_on_own();
     emit::ended(&key(word(&ctx, ARGUMENTS[0])));
     0
 }
