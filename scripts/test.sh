@@ -20,6 +20,7 @@ VM_TESTS=(
     http::rows_are_what_the_access_log_says
     http_truth::servers_in_go_are_as_they_say
     dns::rows_are_what_tshark_saw
+    gotls::nginx_and_go_under_one_agent_are_as_they_say
 )
 # Half of what the verifier walks before it refuses a program: what grows past this is near refusal on some kernel.
 INSTRUCTIONS_MAX=500000
@@ -94,7 +95,7 @@ tier_vm() {
     local kernel status=0
     vm_programs || return
     for kernel in "${KERNELS[@]}"; do
-        check "HTTP and DNS on $kernel" vm_layers "$kernel" || status=1
+        check "HTTP, DNS and TLS on $kernel" vm_layers "$kernel" || status=1
         check "doctor on $kernel" vm_doctor "$kernel" || status=1
         check "exactness on $kernel" vm "$kernel" --timeout 900 --mem 2048 \
             --tool dist/node-agent --tool dist/test/traffic -- dist/test/exactness --agent /bin/node-agent || status=1

@@ -66,7 +66,9 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Java => "Java's own TLS is made at run time; no function of it is in a file",
             Self::OtherLibrary => "its TLS library is none of OpenSSL, BoringSSL, GnuTLS",
-            Self::NoFunctions => "its TLS library exports none of the functions that take and give plain text",
+            Self::NoFunctions => {
+                "a TLS library in it has none of the functions that take and give plain text (stripped)"
+            }
             Self::NothingKnown => {
                 "no TLS library, nor a function of one, is known in it: it speaks without, or has TLS of its own \
                  (stripped, rustls)"
@@ -108,7 +110,8 @@ pub(super) fn by_name(name: &str) -> Named {
         "libpolarssl.so",
     ]) {
         Named::Blind(Reason::OtherLibrary)
-    } else if starts(&["libssl", "libgnutls.so", "libgnutls-"]) {
+    } else if starts(&["libssl", "libgnutls.so", "libgnutls-", "cygrpc."]) {
+        // The last is gRPC of Python, with a BoringSSL in it.
         Named::Library { certain: true }
     } else if starts(&[
         "libcrypto",
@@ -116,7 +119,6 @@ pub(super) fn by_name(name: &str) -> Named {
         "libboringssl",
         "libconscrypt",
         "libnetty_tcnative",
-        "cygrpc.",
         "libgrpc",
     ]) {
         Named::Library { certain: false }
@@ -139,6 +141,10 @@ mod tests {
             ("libgnutlsxx.so.30", Named::Nothing),
             ("libcrypto.so.3", Named::Library { certain: false }),
             ("libjvm.so", Named::Blind(Reason::Java)),
+            (
+                "cygrpc.cpython-311-x86_64-linux-gnu.so",
+                Named::Library { certain: true },
+            ),
             ("libc.so.6", Named::Nothing),
         ] {
             assert_eq!(by_name(name), named, "{name}");

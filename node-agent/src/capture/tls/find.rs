@@ -277,10 +277,10 @@ impl Finder {
                     "The end of a process will be noticed later"
                 );
             }
-            // Some other part of it may be blind; what is of use is seen.
+            // What is of use is seen. Besides, it may have a library that is not: Python, with gRPC's own.
             found.blind = found
                 .blind
-                .filter(|reason| matches!(reason, Reason::NoProbe | Reason::Full));
+                .filter(|reason| matches!(reason, Reason::NoProbe | Reason::Full | Reason::NoFunctions));
         }
         self.processes.insert(
             pid,
