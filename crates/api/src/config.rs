@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort,
-    HttpRoute, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, options,
+    HttpRoute, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, SubnetLabel, options,
 };
 
 /// All options. Build it with [`crate::ConfigBuilder`].
@@ -119,6 +119,12 @@ pub struct NetlogConfig {
     pub interfaces: Vec<String>,
     /// Interfaces that are left out, likewise.
     pub exclude_interfaces: Vec<String>,
+    /// Name of the cluster in flows.
+    pub cluster_name: Option<String>,
+    /// Namespaces whose traffic is the infrastructure's, by name or by its beginning before a `*`.
+    pub infra_namespaces: Vec<String>,
+    /// Names of address ranges.
+    pub subnet_labels: Vec<SubnetLabel>,
 }
 
 /// Sampling of records; at most one is set.
@@ -433,6 +439,9 @@ impl AgentConfig {
                 cache_max_flows: 0,
                 interfaces: Vec::new(),
                 exclude_interfaces: Vec::new(),
+                cluster_name: None,
+                infra_namespaces: Vec::new(),
+                subnet_labels: Vec::new(),
             },
             sampling: SamplingConfig {
                 rate: None,

@@ -28,6 +28,7 @@ mod route;
 mod secret;
 mod source;
 mod spec;
+mod subnet;
 mod table;
 mod value;
 mod words;
@@ -44,6 +45,7 @@ pub use route::{BadRoute, HttpRoute, RoutePart};
 pub use secret::Secret;
 pub use source::Source;
 pub use spec::{Group, Kind, OptionSpec, Origin};
+pub use subnet::SubnetLabel;
 pub use table::options;
 pub use value::{Bytes, Raw};
 pub use words::{

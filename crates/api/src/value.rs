@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{DatawayUrl, Endpoint, HostPort, HttpRoute, Secret, words};
+use crate::{DatawayUrl, Endpoint, HostPort, HttpRoute, Secret, SubnetLabel, words};
 
 /// A value as a source gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -305,6 +305,37 @@ pub(crate) fn interfaces(raw: &Raw) -> Parsed<Vec<String>> {
     Ok(patterns)
 }
 
+/// At most 64 names of namespaces, or beginnings of names before a `*`.
+pub(crate) fn namespaces(raw: &Raw) -> Parsed<Vec<String>> {
+    let patterns = list(raw)?;
+    if patterns.len() > 64 {
+        return Err(format!("it names {} namespaces", patterns.len()));
+    }
+    for pattern in &patterns {
+        let name = pattern.strip_suffix('*').unwrap_or(pattern);
+        let of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.len() > 63 || !name.chars().all(of_a_name) {
+            return Err(format!("`{pattern}` is no name of a namespace"));
+        }
+    }
+    Ok(patterns)
+}
+
+/// At most 1024 named ranges of addresses, each once.
+pub(crate) fn subnets(raw: &Raw) -> Parsed<Vec<SubnetLabel>> {
+    let labels: Vec<SubnetLabel> = each(raw)?;
+    if labels.len() > 1024 {
+        return Err(format!("it names {} ranges", labels.len()));
+    }
+    let mut seen = BTreeMap::new();
+    for (number, label) in (1..).zip(&labels) {
+        if let Some(first) = seen.insert(label.prefix(), number) {
+            return Err(format!("item {number}: `{label}` is the same range as item {first}"));
+        }
+    }
+    Ok(labels)
+}
+
 /// At most 64 ports.
 pub(crate) fn ports(raw: &Raw) -> Parsed<BTreeSet<u16>> {
     let ports: BTreeSet<u16> = each(raw)?.into_iter().collect();
@@ -416,6 +447,7 @@ show_items!(
     Vec<String>,
     Vec<DatawayUrl>,
     Vec<HttpRoute>,
+    Vec<SubnetLabel>,
     BTreeSet<u16>,
     BTreeSet<words::Plugin>,
     BTreeSet<words::L7Flow>

@@ -6,8 +6,12 @@ use records::Globals;
 
 use crate::{
     capture::{
-        bash::BashConfig, conntrack::ConntrackConfig, dns::DnsConfig, ebpf_net::NetCaptureConfig, http::HttpConfig,
-        packets::PacketConfig,
+        bash::BashConfig,
+        conntrack::ConntrackConfig,
+        dns::DnsConfig,
+        ebpf_net::NetCaptureConfig,
+        http::HttpConfig,
+        packets::{FlowLabels, PacketConfig},
     },
     ebpf::{self, net::LoadOptions, offsets::CgroupHierarchy},
     uplink::{ClientTls, GrpcConfig},
@@ -65,6 +69,11 @@ pub(crate) fn packet_config(config: &AgentConfig, refuse: &[String]) -> Option<P
         max_flows: netlog.cache_max_flows,
         interfaces: netlog.interfaces.clone(),
         exclude: netlog.exclude_interfaces.clone(),
+        labels: FlowLabels {
+            cluster: netlog.cluster_name.clone().unwrap_or_default(),
+            infra: netlog.infra_namespaces.clone(),
+            subnets: netlog.subnet_labels.clone(),
+        },
         proc: config.identity.proc_dir(),
         refuse: refuse.iter().filter(|name| is_packets(name)).cloned().collect(),
     })

@@ -484,6 +484,8 @@ fn start(directory: &Path, interfaces: &str) -> Agent {
         &[
             "--enabled-plugins=bpf-netlog",
             "--netlog-cache-active-timeout=1s",
+            "--netlog-cluster-name=lab",
+            "--netlog-subnet-labels=wide=10.0.0.0/8,side a=10.79.0.0/24,side b=10.79.128.0/24,six=fd79::/16",
             &interfaces,
         ],
     )
@@ -515,6 +517,10 @@ fn flows_are_what_tshark_saw() {
     for (flow, seen) in &truth {
         assert_eq!(&told[flow], seen, "{flow:?}");
     }
+    let route = Command::new("ip").args(["route", "get", "192.0.2.1"]).output().unwrap();
+    let route = String::from_utf8(route.stdout).unwrap();
+    let mut words = route.split_whitespace().skip_while(|word| *word != "src");
+    let own = words.nth(1).unwrap().to_owned();
     // Each passed both ends of the pair, which are of this machine.
     for row in records.iter().filter(|row| row["Proto"] == 6) {
         let mut way: Vec<(&str, u64)> = row["Interfaces"]
@@ -532,6 +538,16 @@ fn flows_are_what_tshark_saw() {
             "{row}"
         );
         assert_eq!(row["FlowDirection"], 2, "{row}");
+        for end in ["Src", "Dst"] {
+            let wanted = match row[format!("{end}Addr")].as_str().unwrap() {
+                ip if ip.starts_with("10.79.0.") => "side a",
+                ip if ip.starts_with("10.79.128.") => "side b",
+                _ => "six",
+            };
+            assert_eq!(row[format!("{end}SubnetLabel")], wanted, "{row}");
+        }
+        assert_eq!(row["K8S_ClusterName"], "lab", "{row}");
+        assert_eq!(row["AgentIP"], own.as_str(), "{row}");
     }
 }
 

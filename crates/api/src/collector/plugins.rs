@@ -156,6 +156,15 @@ object! {
         /// Interfaces whose packets are not counted, likewise. Without it: lo.
         #[schemars(length(max = 64), extend("items" = cel::texts(256)))]
         exclude_interfaces: Vec<String>,
+        /// Name of the cluster in flows, where flows of several clusters come together.
+        #[schemars(length(max = 253))]
+        cluster_name: String,
+        /// Namespaces of the infrastructure, by name or by how it begins before a *. Without it: kube-*.
+        #[schemars(length(max = 64), inner(length(max = 64), regex(pattern = "^[a-z0-9-]*[*]?$")))]
+        infra_namespaces: Vec<String>,
+        /// Names of address ranges in flows, such as office=10.1.0.0/16. The longest prefix names an address.
+        #[schemars(length(max = 1024), inner(length(max = 256), regex(pattern = "^[^=]+=[0-9a-fA-F.:]+/[0-9]{1,3}$")))]
+        subnet_labels: Vec<String>,
     }
 
     /// Whether a plugin runs in a namespace.

@@ -13,7 +13,7 @@ use ebpf_common::packets::{FlowKey, FlowValue, OtherKey, OtherValue, flag};
 use hashbrown::HashMap;
 use records::{
     FlowLog, Str,
-    flowlog::{FlowDirection, FlowInterface, FlowL4},
+    flowlog::{FlowInterface, FlowL4},
 };
 
 use super::peers::Peers;
@@ -147,7 +147,7 @@ impl Flows {
             let Some((mut flow, ports)) = self.record(head, place) else {
                 continue;
             };
-            if peers.name(&mut flow, ports) {
+            if peers.name(&mut flow, ports, |ip| place.is_here(ip)) {
                 records.push(flow);
             } else {
                 off += 1;
@@ -162,7 +162,9 @@ impl Flows {
                 let Some((key, grown)) = self.overflows.pop() else {
                     break;
                 };
-                records.push(self.overflow_record(&key, grown, place));
+                let mut flow = self.overflow_record(&key, grown, place);
+                peers.sign(&mut flow);
+                records.push(flow);
             }
         }
         (records, off)
@@ -225,7 +227,6 @@ impl Flows {
         flow.flags = (key.proto == TCP).then_some(flags);
         (flow.bytes, flow.packets) = (bytes, packets);
         flow.sampling = self.sampling;
-        flow.direction = direction(place.is_here(flow.src), place.is_here(flow.dst));
         flow.interfaces = self.way(way, place);
         Some((flow, ports))
     }
@@ -283,18 +284,11 @@ fn group(key: &FlowKey) -> Group {
     }
 }
 
-fn direction(from_here: bool, to_here: bool) -> Option<FlowDirection> {
-    match (from_here, to_here) {
-        (true, true) => Some(FlowDirection::Inner),
-        (true, false) => Some(FlowDirection::Egress),
-        (false, true) => Some(FlowDirection::Ingress),
-        (false, false) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::peers::FlowLabels;
     use super::*;
+    use records::flowlog::FlowDirection;
 
     struct Here;
 
@@ -338,7 +332,7 @@ mod tests {
     }
 
     fn take(flows: &mut Flows) -> Vec<FlowLog> {
-        let mut peers = Peers::new(None);
+        let mut peers = Peers::new(None, &FlowLabels::default());
         let mut records = Vec::new();
         while !flows.is_empty() {
             let (more, off) = flows.take(2, &Here, &mut peers);
@@ -393,13 +387,5 @@ mod tests {
             ("0:4", 1)
         );
         assert_eq!((record.src.to_string(), record.proto), ("::".to_owned(), 0));
-    }
-
-    #[test]
-    fn directions_are_those_of_the_node() {
-        assert_eq!(direction(true, true), Some(FlowDirection::Inner));
-        assert_eq!(direction(false, true), Some(FlowDirection::Ingress));
-        assert_eq!(direction(true, false), Some(FlowDirection::Egress));
-        assert_eq!(direction(false, false), None);
     }
 }

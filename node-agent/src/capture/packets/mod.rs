@@ -9,6 +9,7 @@
 //! [`PacketCapture`] as a [`Beside`].
 
 mod flows;
+mod labels;
 mod links;
 mod metrics;
 mod peers;
@@ -23,8 +24,8 @@ use records::RecordBatch;
 use telemetry::{Stage, Telemetry};
 use tokio::sync::{mpsc, watch};
 
-pub use self::metrics::PacketMetrics;
 use self::{flows::Flows, links::Links, metrics::Ledger, peers::Peers};
+pub use self::{metrics::PacketMetrics, peers::FlowLabels};
 use crate::{
     capture::{
         beside::{Beside, Surroundings},
@@ -65,6 +66,8 @@ pub struct PacketConfig {
     pub interfaces: Vec<String>,
     /// Interfaces that are left out.
     pub exclude: Vec<String>,
+    /// What flows say by settings alone.
+    pub labels: FlowLabels,
     /// `/proc` of the host's pid namespace.
     pub proc: PathBuf,
     /// Kernel programs to treat as refused.
@@ -109,7 +112,7 @@ impl Beside for PacketCapture {
                 ..KernelConfig::default()
             },
             flows: Flows::new(config.sampling),
-            peers: Peers::new(with.cluster),
+            peers: Peers::new(with.cluster, &config.labels),
             capabilities: Capabilities::default(),
             tell: watch::Sender::new(Capabilities::default()),
             ledger: Ledger::new(with.telemetry.ledger.stage("capture.packets")),

@@ -18,5 +18,5 @@ pub mod watch;
 
 pub use names::{Labels, LocalEnd, Names, Places};
 pub use report::Report;
-pub use store::{Answer, Counts, Kind, SETTLE_NS, Store, Unnamed, When};
+pub use store::{Answer, Counts, Host, Kind, SETTLE_NS, Store, Unnamed, When};
 pub use watch::{Health, NamespaceMeta, Namespaces, Options, names};

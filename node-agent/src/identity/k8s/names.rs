@@ -18,7 +18,7 @@ use records::{K8sEndpoint, Str, Transport};
 use tokio::sync::watch;
 
 use super::{
-    store::{Answer, Counts, Kind, Store, When},
+    store::{Answer, Counts, Host, Kind, Store, When},
     watch::{Health, Namespaces, Options, Progress},
 };
 use crate::{
@@ -194,6 +194,18 @@ impl Names {
     #[must_use]
     pub fn remote(&self, ip: IpAddr, port: Option<u16>, transport: Transport, when: When) -> Answer {
         self.0.store.read().by_address(ip, port, transport, when)
+    }
+
+    /// The node behind an address.
+    #[must_use]
+    pub fn host(&self, ip: IpAddr, when: When) -> Option<Host> {
+        self.0.store.read().host(ip, when)
+    }
+
+    /// The agent's own node, as a host.
+    #[must_use]
+    pub fn own_host(&self) -> Host {
+        self.0.store.read().own_host()
     }
 
     /// How long the API may take to tell who has an address, nanoseconds; `now` is since 1970.

@@ -16,7 +16,7 @@ use super::objects::{Job, Pod, ReplicaSet};
 use crate::identity::cgroup::Uid;
 use labels::Labels;
 pub use lookup::SETTLE_NS;
-pub use lookup::{Answer, Unnamed, When};
+pub use lookup::{Answer, Host, Unnamed, When};
 use tables::{Holders, Pods};
 
 /// How long what ended is remembered, nanoseconds.
@@ -29,6 +29,8 @@ const WAITS_NS: i64 = 60 * 1_000_000_000;
 const HISTORY_MAX: usize = 16_384;
 /// `to` of what has not ended.
 const OPEN: i64 = i64::MAX;
+/// Label of a node with its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotation with the uid that the cgroup of a static pod carries.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
@@ -53,7 +55,8 @@ struct PodEntry {
     from: i64,
     to: i64,
     list: u32,
-    own: bool,
+    /// The node it was given; empty before.
+    node: Str,
     /// Ports of a pod in the node's network.
     ports: Option<Box<HostPorts>>,
 }
@@ -111,6 +114,7 @@ struct ServiceEntry {
 struct NodeEntry {
     endpoint: Arc<K8sEndpoint>,
     ips: Box<[IpAddr]>,
+    zone: Str,
     list: u32,
 }
 
@@ -209,6 +213,7 @@ pub struct Store {
     node_ports: HashMap<(u16, Transport), Uid, RandomState>,
     nodes: HashMap<Uid, NodeEntry, RandomState>,
     node_ips: HashMap<IpAddr, Uid, RandomState>,
+    node_names: HashMap<Str, Uid, RandomState>,
     own_node: Option<Uid>,
     texts: HashSet<Str, RandomState>,
     history: std::collections::VecDeque<(i64, Uid)>,
@@ -244,6 +249,7 @@ impl Store {
             node_ports: HashMap::default(),
             nodes: HashMap::default(),
             node_ips: HashMap::default(),
+            node_names: HashMap::default(),
             own_node: None,
             texts: HashSet::default(),
             history: std::collections::VecDeque::new(),
@@ -330,11 +336,11 @@ impl Store {
         } else if self.waiting.insert(uid) {
             self.waiting_since = now;
         }
-        let own = pod.spec.node_name.as_deref() == Some(&*self.node);
+        let node = self.text(pod.spec.node_name.as_deref().unwrap_or_default());
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
             // A pod is made before it is given a node.
-            entry.own = own;
+            entry.node = node;
             if entry.to != OPEN {
                 if ended {
                     return;
@@ -377,7 +383,7 @@ impl Store {
                 from,
                 to: OPEN,
                 list,
-                own,
+                node,
                 ports,
             };
             self.pods.insert(entry);

@@ -449,3 +449,47 @@ fn an_address_may_take_longer_while_a_pod_waits_for_one() {
     store.apply_pod(&pod(2, "young", "10.0.0.9", None), 262 * S);
     assert_eq!(patience(&store, inside, 263), 3);
 }
+
+#[test]
+fn an_address_is_on_the_node_of_who_had_it() {
+    let mut store = Store::new("one");
+    let node = |n: u32, name: &str, ip: &str, zone: &str| {
+        of(
+            json!({"metadata": {"name": name, "uid": uid(n), "labels": {"topology.kubernetes.io/zone": zone}},
+            "status": {"addresses": [{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": ip}]}}),
+        )
+    };
+    let at = |store: &Store, ip: &str, seconds: i64| {
+        let host = store.host(ip.parse().unwrap(), When::long_ago(seconds * S))?;
+        let ip = host.ip.map_or_else(String::new, |ip| ip.to_string());
+        Some((host.name.to_string(), ip, host.zone.to_string(), host.own))
+    };
+    let host = |name: &str, ip: &str, zone: &str, own: bool| Some((name.into(), ip.into(), zone.into(), own));
+    let mut here = pod(1, "a-1", "10.0.0.1", None);
+    store.apply_pod(&here, 100 * S);
+    // The node comes after its pod.
+    assert_eq!(at(&store, "10.0.0.1", 110), host("one", "", "", true));
+    store.apply_node(&node(50, "one", "192.168.0.1", "a"));
+    store.apply_node(&node(51, "two", "fd00::2", "b"));
+    assert_eq!(at(&store, "10.0.0.1", 110), host("one", "192.168.0.1", "a", true));
+    assert_eq!(at(&store, "192.168.0.1", 110), host("one", "192.168.0.1", "a", true));
+    assert_eq!(at(&store, "fd00::2", 110), host("two", "fd00::2", "b", false));
+    let own = store.own_host();
+    assert_eq!((&*own.name, own.own), ("one", true));
+    // The address goes to a pod of the other node: who had it then counts.
+    store.delete_pod(&here, 200 * S);
+    here = pod(2, "b-1", "10.0.0.1", None);
+    here.spec = of(json!({"nodeName": "two"}));
+    here.status.start_time = Some(of(json!("1970-01-01T00:05:00Z")));
+    store.apply_pod(&here, 300 * S);
+    assert_eq!(at(&store, "10.0.0.1", 150), host("one", "192.168.0.1", "a", true));
+    assert_eq!(at(&store, "10.0.0.1", 350), host("two", "fd00::2", "b", false));
+    assert_eq!(at(&store, "10.0.0.1", 250), None);
+    assert_eq!(at(&store, "10.9.9.9", 350), None);
+    // The node moves to another zone, then it goes.
+    store.apply_node(&node(51, "two", "fd00::2", "c"));
+    assert_eq!(at(&store, "10.0.0.1", 350), host("two", "fd00::2", "c", false));
+    store.delete_node(&node(51, "two", "fd00::2", "c"));
+    assert_eq!(at(&store, "10.0.0.1", 350), host("two", "", "", false));
+    assert_eq!(at(&store, "fd00::2", 350), None);
+}

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use records::K8sEndpoint;
 
-use super::{Kind, NodeEntry, OPEN, ServiceEntry, SliceEntry, Store, address, meta_uid, transport};
+use super::{Kind, NodeEntry, OPEN, ServiceEntry, SliceEntry, Store, ZONE, address, meta_uid, transport};
 use crate::identity::{
     cgroup::Uid,
     k8s::objects::{EndpointSlice, Node, Service},
@@ -185,7 +185,18 @@ impl Store {
         let ips = addresses(node.status.addresses.iter().map(|it| &it.address));
         self.node_ips.extend(ips.iter().map(|ip| (*ip, uid)));
         let list = self.lists.get(Kind::Node);
-        self.nodes.insert(uid, NodeEntry { endpoint, ips, list });
+        let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
+        let zone = self.text(zone.map_or("", String::as_str));
+        self.node_names.insert(endpoint.workload.clone(), uid);
+        self.nodes.insert(
+            uid,
+            NodeEntry {
+                endpoint,
+                ips,
+                zone,
+                list,
+            },
+        );
     }
 
     /// A node is gone.
@@ -197,6 +208,9 @@ impl Store {
 
     pub(super) fn remove_node(&mut self, uid: Uid) {
         let Some(gone) = self.nodes.remove(&uid) else { return };
+        if self.node_names.get(&gone.endpoint.workload) == Some(&uid) {
+            self.node_names.remove(&gone.endpoint.workload);
+        }
         for ip in &gone.ips {
             if self.node_ips.get(ip) == Some(&uid) {
                 self.node_ips.remove(ip);

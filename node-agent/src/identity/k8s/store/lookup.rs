@@ -81,6 +81,19 @@ pub struct Answer {
     pub since: i64,
 }
 
+/// The node behind an address: its own, or of the pod that has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Name of the node.
+    pub name: Str,
+    /// Its first address.
+    pub ip: Option<IpAddr>,
+    /// Its label `topology.kubernetes.io/zone`; empty if it has none.
+    pub zone: Str,
+    /// Whether it is the agent's own.
+    pub own: bool,
+}
+
 impl Answer {
     fn always(name: Arc<K8sEndpoint>) -> Self {
         Self {
@@ -116,10 +129,43 @@ impl Store {
         Some(Arc::clone(&node.endpoint))
     }
 
+    /// The node of an address: of a node, or of the pods that held it then, if all were on one. A service has none.
+    #[must_use]
+    pub fn host(&self, ip: IpAddr, when: When) -> Option<Host> {
+        if let Some(node) = self.node_ips.get(&ip).and_then(|uid| self.nodes.get(uid)) {
+            return Some(self.host_of(&node.endpoint.workload));
+        }
+        let held = self.by_ip.of(ip).iter().filter_map(|uid| self.pods.get(*uid));
+        // The last segments of a connection trail behind the end of a pod.
+        let mut nodes = held
+            .filter(|pod| pod.from <= when.last && when.first < pod.to.saturating_add(TRAIL_NS))
+            .map(|pod| &pod.node);
+        let first = nodes.next().filter(|node| !node.is_empty())?;
+        nodes.all(|node| node == first).then(|| self.host_of(first))
+    }
+
+    /// The agent's own node, as a host.
+    #[must_use]
+    pub fn own_host(&self) -> Host {
+        self.host_of(&self.node)
+    }
+
+    fn host_of(&self, name: &Str) -> Host {
+        let node = self.node_names.get(name).and_then(|uid| self.nodes.get(uid));
+        Host {
+            name: name.clone(),
+            ip: node.and_then(|node| node.ips.first().copied()),
+            zone: node.map_or_else(Str::default, |node| node.zone.clone()),
+            own: *name == self.node,
+        }
+    }
+
     /// Namespace of a pod, and whether it is on the agent's own node.
     #[must_use]
     pub fn placement(&self, uid: Uid) -> Option<(Str, bool)> {
-        self.pods.get(uid).map(|pod| (pod.namespace.clone(), pod.own))
+        self.pods
+            .get(uid)
+            .map(|pod| (pod.namespace.clone(), pod.node == self.node))
     }
 
     /// Whether a pod is in the node's network.
