@@ -269,10 +269,11 @@ impl Captures {
                 self.http.adapt(None).await;
                 self.dns.adapt(None).await;
                 self.entry.close();
-                if let Some(running) = running {
-                    running.orders.send_replace(Orders::Finish(End::Off));
+                match running {
+                    // It says itself when its programs are gone.
+                    Some(running) => drop(running.orders.send_replace(Orders::Finish(End::Off))),
+                    None => tracing::info!("Plugin ebpf-net is off"),
                 }
-                tracing::info!("Plugin ebpf-net is off");
                 self.telemetry.health.component("ebpf-net").set_ok();
                 self.seen = Capabilities::default();
             }

@@ -336,6 +336,9 @@ impl NetCapture {
         }
         // No new events from here on; what is in either map is taken out.
         self.object.detach();
+        if Orders::now(orders) == Orders::Finish(End::Off) {
+            tracing::info!("Plugin ebpf-net is off");
+        }
         self.guarded("drain", Self::drain);
         self.tracker.sample_all();
         self.guarded("sample", Self::end_interval);

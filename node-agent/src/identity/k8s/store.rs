@@ -3,6 +3,7 @@
 mod cluster;
 mod labels;
 mod lookup;
+mod pod_nodes;
 mod tables;
 
 use std::{net::IpAddr, sync::Arc};
@@ -17,6 +18,7 @@ use crate::identity::cgroup::Uid;
 use labels::Labels;
 pub use lookup::SETTLE_NS;
 pub use lookup::{Answer, Host, Unnamed, When};
+use pod_nodes::PodNodes;
 use tables::{Holders, Pods};
 
 /// How long what ended is remembered, nanoseconds.
@@ -54,9 +56,10 @@ struct PodEntry {
     name: Str,
     from: i64,
     to: i64,
-    list: u32,
-    /// The node it was given; empty before.
-    node: Str,
+    /// The low half of the list's number: with what follows it takes no more than a word.
+    list: u16,
+    /// The node it was given, by its number in [`PodNodes`]; one without a name before.
+    node: u16,
     /// Ports of a pod in the node's network.
     ports: Option<Box<HostPorts>>,
 }
@@ -214,6 +217,7 @@ pub struct Store {
     nodes: HashMap<Uid, NodeEntry, RandomState>,
     node_ips: HashMap<IpAddr, Uid, RandomState>,
     node_names: HashMap<Str, Uid, RandomState>,
+    pod_nodes: PodNodes,
     own_node: Option<Uid>,
     texts: HashSet<Str, RandomState>,
     history: std::collections::VecDeque<(i64, Uid)>,
@@ -250,6 +254,7 @@ impl Store {
             nodes: HashMap::default(),
             node_ips: HashMap::default(),
             node_names: HashMap::default(),
+            pod_nodes: PodNodes::default(),
             own_node: None,
             texts: HashSet::default(),
             history: std::collections::VecDeque::new(),
@@ -292,7 +297,7 @@ impl Store {
                 let gone: Vec<Uid> = self
                     .pods
                     .values()
-                    .filter(|pod| pod.to == OPEN && stale(pod.list))
+                    .filter(|pod| pod.to == OPEN && pod.list != list as u16)
                     .map(|pod| pod.uid)
                     .collect();
                 gone.into_iter().for_each(|uid| self.end_pod(uid, now));
@@ -329,18 +334,21 @@ impl Store {
         let mut ips = pod.status.pod_ips.iter().map(|it| it.ip.as_str());
         let first = ips.next().or(pod.status.pod_ip.as_deref()).and_then(address);
         let ips = [first, ips.next().and_then(address)];
-        let list = self.lists.get(Kind::Pod);
+        let list = self.lists.get(Kind::Pod) as u16;
         self.labels.set_pod(uid, &pod.metadata);
         if first.is_some() || ended {
             self.waiting.remove(&uid);
         } else if self.waiting.insert(uid) {
             self.waiting_since = now;
         }
-        let node = self.text(pod.spec.node_name.as_deref().unwrap_or_default());
+        let node = pod.spec.node_name.as_deref().unwrap_or_default();
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.list = list;
             // A pod is made before it is given a node.
-            entry.node = node;
+            if self.pod_nodes.name(entry.node) != node {
+                self.pod_nodes.release(entry.node);
+                entry.node = self.pod_nodes.hold(node);
+            }
             if entry.to != OPEN {
                 if ended {
                     return;
@@ -383,7 +391,7 @@ impl Store {
                 from,
                 to: OPEN,
                 list,
-                node,
+                node: self.pod_nodes.hold(node),
                 ports,
             };
             self.pods.insert(entry);
@@ -444,6 +452,7 @@ impl Store {
             return;
         };
         self.release(pod.uid, pod.ips);
+        self.pod_nodes.release(pod.node);
         self.let_go.remove(&pod.uid);
         self.labels.remove_pod(pod.uid);
         if let Some(owner) = pod.owner

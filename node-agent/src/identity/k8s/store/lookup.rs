@@ -139,9 +139,10 @@ impl Store {
         // The last segments of a connection trail behind the end of a pod.
         let mut nodes = held
             .filter(|pod| pod.from <= when.last && when.first < pod.to.saturating_add(TRAIL_NS))
-            .map(|pod| &pod.node);
-        let first = nodes.next().filter(|node| !node.is_empty())?;
-        nodes.all(|node| node == first).then(|| self.host_of(first))
+            .map(|pod| pod.node);
+        let first = nodes.next()?;
+        let name = self.pod_nodes.name(first);
+        (!name.is_empty() && nodes.all(|node| node == first)).then(|| self.host_of(name))
     }
 
     /// The agent's own node, as a host.
@@ -150,13 +151,13 @@ impl Store {
         self.host_of(&self.node)
     }
 
-    fn host_of(&self, name: &Str) -> Host {
+    fn host_of(&self, name: &str) -> Host {
         let node = self.node_names.get(name).and_then(|uid| self.nodes.get(uid));
         Host {
-            name: name.clone(),
+            name: name.into(),
             ip: node.and_then(|node| node.ips.first().copied()),
             zone: node.map_or_else(Str::default, |node| node.zone.clone()),
-            own: *name == self.node,
+            own: *name == *self.node,
         }
     }
 
@@ -165,7 +166,7 @@ impl Store {
     pub fn placement(&self, uid: Uid) -> Option<(Str, bool)> {
         self.pods
             .get(uid)
-            .map(|pod| (pod.namespace.clone(), pod.node == self.node))
+            .map(|pod| (pod.namespace.clone(), self.pod_nodes.name(pod.node) == &*self.node))
     }
 
     /// Whether a pod is in the node's network.
