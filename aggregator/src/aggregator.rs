@@ -177,6 +177,8 @@ impl Aggregator {
             plan: Plan::new(&[]),
             dedup,
             encoders: Encoders::new(),
+            conversations: None,
+            started: std::time::Instant::now(),
             clock,
             pkg_ids: PkgIds::new(),
             linger: config.commit_linger,

@@ -10,7 +10,10 @@ use std::{path::PathBuf, time::Duration};
 
 use records::encode::{DEFAULT_BODY_LIMIT, Format};
 
-pub use flows::{KafkaCompression, KafkaConfig, LokiAuth, LokiConfig, PrometheusConfig, Sasl, SaslMechanism, TlsFiles};
+pub use flows::{
+    ConversationOptions, FlowRecords, KafkaCompression, KafkaConfig, LokiAuth, LokiConfig, PrometheusConfig, Sasl,
+    SaslMechanism, TlsFiles,
+};
 
 pub use crate::sinks::{
     dataway::endpoint::{Endpoint, EndpointError},
@@ -42,6 +45,8 @@ pub struct AggregatorConfig {
     pub hostname: String,
     /// Where records go; each gets every record.
     pub sinks: Vec<SinkConfig>,
+    /// Follow the conversations of flow logs; `None` tells flows as they are.
+    pub conversations: Option<ConversationOptions>,
 }
 
 /// One sink.
@@ -183,6 +188,7 @@ impl AggregatorConfig {
             max_pending_records: 65_536,
             hostname: hostname(),
             sinks,
+            conversations: None,
         }
     }
 
@@ -214,6 +220,9 @@ impl AggregatorConfig {
             Duration::ZERO,
             Duration::from_secs(5),
         )?;
+        if let Some(conversations) = &self.conversations {
+            conversations.validate()?;
+        }
         for (index, sink) in self.sinks.iter().enumerate() {
             sink.validate()?;
             if self.sinks.iter().take(index).any(|other| other.name == sink.name) {

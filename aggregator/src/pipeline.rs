@@ -1,11 +1,12 @@
 //! From an accepted batch to the sinks' disk queues.
 //!
 //! ```text
-//! accept (many callers) ─▶ committer (one thread): duplicates? ▶ encode ▶ compress ▶ room? ▶ one transaction ─▶ answers
+//! accept (many callers) ─▶ committer (one thread): duplicates? ▶ conversations ▶ encode ▶ compress ▶ room? ▶ one transaction ─▶ answers
 //! ```
 //! Entry: [`Accept::accept`] of [`Pipeline`]. What waits for the committer is bounded in records; more waits at the door.
 
 pub(crate) mod committer;
+pub(crate) mod conversations;
 pub(crate) mod dedup;
 pub(crate) mod encode;
 pub(crate) mod flows;

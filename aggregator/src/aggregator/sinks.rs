@@ -202,6 +202,7 @@ impl Sinks {
         let change = Change {
             sinks,
             plan: Plan::new(&config.sinks),
+            conversations: config.conversations,
             done,
         };
         // Without a committer the process is ending, and nothing is delivered any more.

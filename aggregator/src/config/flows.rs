@@ -149,6 +149,32 @@ pub struct PrometheusConfig {
     pub expiry: Duration,
 }
 
+/// What is told of flows when conversations are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowRecords {
+    /// Conversations as they begin, go on and end.
+    Conversations,
+    /// Conversations as they end.
+    EndedConversations,
+    /// Flows as they are, with the conversation's id, and conversations.
+    All,
+}
+
+/// How conversations are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConversationOptions {
+    /// What is told.
+    pub records: FlowRecords,
+    /// Time between two records of a conversation that goes on.
+    pub heartbeat: Duration,
+    /// Silence after which a conversation is over.
+    pub end_timeout: Duration,
+    /// The same once both ends have said that it is.
+    pub terminating_timeout: Duration,
+    /// Conversations followed at a time. Flows of further ones are told as they are with [`FlowRecords::All`], else counted.
+    pub max: usize,
+}
+
 // === impl KafkaConfig ===
 
 impl KafkaConfig {
@@ -305,6 +331,34 @@ impl LokiConfig {
         duration(&option("retry_max"), self.retry_max, self.retry_min, ms(3_600_000))?;
         self.tls.validate(option)
     }
+}
+
+// === impl ConversationOptions ===
+
+impl ConversationOptions {
+    pub(crate) fn heartbeat_ms(&self) -> u64 {
+        millis(self.heartbeat)
+    }
+
+    pub(crate) fn end_timeout_ms(&self) -> u64 {
+        millis(self.end_timeout)
+    }
+
+    pub(crate) fn terminating_timeout_ms(&self) -> u64 {
+        millis(self.terminating_timeout)
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let (s, h) = (Duration::from_secs(1), Duration::from_secs(3600));
+        duration("conversations.heartbeat", self.heartbeat, s, h)?;
+        duration("conversations.end_timeout", self.end_timeout, s, h)?;
+        duration("conversations.terminating_timeout", self.terminating_timeout, s, h)?;
+        range("conversations.max", self.max as u64, 1, 10_000_000, "conversations")
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 // === impl PrometheusConfig ===

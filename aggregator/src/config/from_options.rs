@@ -6,8 +6,9 @@ use api::{
 use records::flowlog::FlowFormat;
 
 use super::{
-    AggregatorConfig, Endpoint, FlowMetric, KafkaCompression, KafkaConfig, LokiAuth, LokiConfig, PointEncoding,
-    PrometheusConfig, Sasl, SaslMechanism, SinkConfig, SinkKind, TextFormat, TlsFiles, WhenFull,
+    AggregatorConfig, ConversationOptions, Endpoint, FlowMetric, FlowRecords, KafkaCompression, KafkaConfig, LokiAuth,
+    LokiConfig, PointEncoding, PrometheusConfig, Sasl, SaslMechanism, SinkConfig, SinkKind, TextFormat, TlsFiles,
+    WhenFull,
 };
 use crate::sinks::flow_metrics::predefined;
 
@@ -71,8 +72,26 @@ impl AggregatorConfig {
         let mut config = Self::new(queue_dir, sinks);
         config.queue_max_bytes = options.queue.max_size.0;
         config.queue_max_age = options.queue.max_age;
+        config.conversations = conversations(outputs);
         Ok(config)
     }
+}
+
+fn conversations(outputs: &OutputsConfig) -> Option<ConversationOptions> {
+    let records = match outputs.flow_log_types {
+        api::FlowLogTypes::Flows => return None,
+        api::FlowLogTypes::Conversations => FlowRecords::Conversations,
+        api::FlowLogTypes::EndedConversations => FlowRecords::EndedConversations,
+        api::FlowLogTypes::All => FlowRecords::All,
+    };
+    let options = &outputs.conversations;
+    Some(ConversationOptions {
+        records,
+        heartbeat: options.heartbeat,
+        end_timeout: options.end_timeout,
+        terminating_timeout: options.terminating_timeout,
+        max: options.max as usize,
+    })
 }
 
 fn kafka(outputs: &OutputsConfig) -> Result<Option<SinkConfig>, ConfigErrors> {

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use records::FlowLog;
 use telemetry::{ComponentHandle, Stage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -20,6 +21,7 @@ pub(crate) use change::Change;
 
 use super::{
     AcceptError, Accepted, Delivery,
+    conversations::Conversations,
     dedup::{AgentKey, Dedup, Touched},
     encode::Encoders,
     metrics::PipelineMetrics,
@@ -100,6 +102,9 @@ pub(crate) struct Committer {
     pub(crate) plan: Plan,
     pub(crate) dedup: Dedup,
     pub(crate) encoders: Encoders,
+    /// Conversations of flow logs, if they are followed.
+    pub(crate) conversations: Option<Conversations>,
+    pub(crate) started: Instant,
     pub(crate) clock: QueueClock,
     pub(crate) pkg_ids: PkgIds,
     pub(crate) linger: Duration,
@@ -186,7 +191,11 @@ impl Committer {
                 deadline.get_or_insert_with(|| Instant::now() + self.linger);
             }
             self.look_after();
-            if !requests.is_empty() || !self.upkeep.removals.is_empty() || !self.upkeep.forget.is_empty() {
+            if !requests.is_empty()
+                || !self.upkeep.removals.is_empty()
+                || !self.upkeep.forget.is_empty()
+                || self.conversations_are_due()
+            {
                 self.commit_group(requests);
             }
             if let Some(change) = change {
@@ -199,7 +208,8 @@ impl Committer {
     fn commit_group(&mut self, requests: Vec<Request>) {
         let started = Instant::now();
         self.delete_first();
-        let refused = if requests.is_empty() { Ok(()) } else { self.admit() };
+        let told = !requests.is_empty() || self.conversations_are_due();
+        let refused = if told { self.admit() } else { Ok(()) };
         let mut touched = Touched::default();
         let mut waiters = Vec::with_capacity(requests.len());
         let mut fresh = Vec::new();
@@ -223,16 +233,47 @@ impl Committer {
                 fresh.push(delivery);
             }
         }
-        let result = refused.and_then(|()| self.store_group(&fresh, &touched));
+        let result = refused.and_then(|()| self.store_told(&fresh, &touched));
         if result.is_err() {
             // The batches stay with their senders, but what was delivered must still be deleted: it makes the room.
             self.dedup.undo(std::mem::take(&mut touched));
             if !self.upkeep.removals.is_empty() && self.store.is_open() {
-                let _ = self.store_group(&[], &touched);
+                let _ = self.store_group(&[], &[], &touched);
             }
         }
         self.metrics.commit(started.elapsed(), waiters.len(), result.is_ok());
         self.answer(waiters, result);
+    }
+
+    /// Stores a group, with what is told of conversations in place of its flows if they are followed.
+    fn store_told(&mut self, fresh: &[Delivery], touched: &Touched) -> Result<(), Refusal> {
+        let now_ms = self.now_ms();
+        let Some(conversations) = &mut self.conversations else {
+            let flows: Vec<&FlowLog> = fresh.iter().flat_map(|delivery| &delivery.batch.flowlog).collect();
+            return self.store_group(fresh, &flows, touched);
+        };
+        let told = conversations.tell(now_ms, fresh);
+        let flows: Vec<&FlowLog> = told.iter().collect();
+        let result = self.store_group(fresh, &flows, touched);
+        if let Some(conversations) = &mut self.conversations {
+            if result.is_err() {
+                conversations.take_back();
+            }
+            self.metrics
+                .conversations(conversations.len(), conversations.take_untracked());
+        }
+        result
+    }
+
+    fn conversations_are_due(&self) -> bool {
+        let now_ms = self.now_ms();
+        self.conversations
+            .as_ref()
+            .is_some_and(|conversations| conversations.is_due(now_ms))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn answer(&self, waiters: Vec<Waiter>, result: Result<(), Refusal>) {

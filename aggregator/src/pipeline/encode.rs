@@ -4,7 +4,7 @@ use std::{collections::HashMap, io::Write as _, num::NonZero, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use records::{
-    Category, Globals, Measurement, RecordBatch,
+    Category, FlowLog, Globals, Measurement, RecordBatch,
     encode::{Body, BodyBuilder, Format, PointEncoder, PointTooLarge},
 };
 
@@ -51,8 +51,15 @@ impl Encoders {
         }
     }
 
-    /// Encodes the deliveries once per form of the plan. `received` is told in flow logs, Unix seconds.
-    pub(crate) fn encode(&mut self, plan: &Plan, deliveries: &[Delivery], received: i64) -> Vec<Encoded> {
+    /// Encodes the deliveries once per form of the plan, with `flows` for their flow logs, in which `received` is told, Unix
+    /// seconds.
+    pub(crate) fn encode(
+        &mut self,
+        plan: &Plan,
+        deliveries: &[Delivery],
+        flows: &[&FlowLog],
+        received: i64,
+    ) -> Vec<Encoded> {
         if self.by_form.len() >= MAX_GLOBALS {
             self.by_form.clear();
         }
@@ -64,7 +71,7 @@ impl Encoders {
             let form = match form {
                 Form::Points(form) => form,
                 Form::Flows(form) => {
-                    out.push(flows::encode(form, deliveries, received, self.workers));
+                    out.push(flows::encode(form, flows, received, self.workers));
                     continue;
                 }
             };
@@ -95,7 +102,7 @@ impl Encoders {
                 encoded.bodies.extend(pack(form, category, raw, self.workers));
             }
             if form.format == Format::Json {
-                flows::lines(form.limit, deliveries, received, &mut encoded);
+                flows::lines(form.limit, flows, received, &mut encoded);
             }
             out.push(encoded);
         }

@@ -11,10 +11,7 @@ use records::{
     flowlog::{FieldSet, FlowFormat, FlowJson, FlowValue, fields::FIELDS},
 };
 
-use super::{
-    Delivery,
-    encode::{Encoded, Packed},
-};
+use super::encode::{Encoded, Packed};
 use crate::route::{FlowForm, LokiLabels};
 
 /// Bytes of a frame before its object.
@@ -29,8 +26,7 @@ pub(crate) struct Frame<'a> {
 }
 
 /// Bodies of one form.
-pub(super) fn encode(form: &FlowForm, deliveries: &[Delivery], received: i64, workers: usize) -> Encoded {
-    let flows: Vec<&FlowLog> = deliveries.iter().flat_map(|delivery| &delivery.batch.flowlog).collect();
+pub(super) fn encode(form: &FlowForm, flows: &[&FlowLog], received: i64, workers: usize) -> Encoded {
     if flows.is_empty() {
         return Encoded::default();
     }
@@ -59,7 +55,7 @@ pub(super) fn encode(form: &FlowForm, deliveries: &[Delivery], received: i64, wo
 }
 
 /// Adds flow logs as lines.
-pub(super) fn lines(limit: usize, deliveries: &[Delivery], received: i64, encoded: &mut Encoded) {
+pub(super) fn lines(limit: usize, flows: &[&FlowLog], received: i64, encoded: &mut Encoded) {
     let json = FlowJson::new(FlowFormat::Current, FieldSet::NONE);
     let (mut bytes, mut points) = (Vec::new(), 0);
     let flush = |bytes: &mut Vec<u8>, points: &mut u32, encoded: &mut Encoded| {
@@ -70,7 +66,7 @@ pub(super) fn lines(limit: usize, deliveries: &[Delivery], received: i64, encode
                 .push(packed(std::mem::take(bytes), std::mem::take(points), len));
         }
     };
-    for flow in deliveries.iter().flat_map(|delivery| &delivery.batch.flowlog) {
+    for flow in flows {
         json.encode_into(flow, received, &mut bytes);
         bytes.push(b'\n');
         points += 1;

@@ -23,6 +23,8 @@ pub(crate) struct PipelineMetrics {
     pub(crate) storage_failures: Counter,
     pub(crate) damaged_files: Counter,
     pub(crate) agents: Gauge,
+    conversations: Gauge,
+    untracked: Counter,
     pub(crate) refusal_log: Arc<LogLimit>,
 }
 
@@ -38,6 +40,8 @@ impl PipelineMetrics {
             storage_failures: Counter::default(),
             damaged_files: Counter::default(),
             agents: Gauge::default(),
+            conversations: Gauge::default(),
+            untracked: Counter::default(),
             refusal_log: Arc::new(LogLimit::new(Duration::from_secs(10))),
         };
         registry.register(
@@ -67,6 +71,16 @@ impl PipelineMetrics {
             "Agent starts remembered for de-duplication",
             metrics.agents.clone(),
         );
+        registry.register(
+            "conversations",
+            "Conversations of flow logs that are followed",
+            metrics.conversations.clone(),
+        );
+        registry.register(
+            "conversations_untracked_flows",
+            "Flow logs whose conversation found no room",
+            metrics.untracked.clone(),
+        );
         metrics
     }
 
@@ -75,6 +89,11 @@ impl PipelineMetrics {
             self.commit_seconds.observe(took.as_secs_f64());
             self.group_batches.observe(batches as f64);
         }
+    }
+
+    pub(crate) fn conversations(&self, followed: usize, untracked: u64) {
+        self.conversations.set(i64::try_from(followed).unwrap_or(i64::MAX));
+        self.untracked.inc_by(untracked);
     }
 
     pub(crate) fn refused(&self, full: bool) {

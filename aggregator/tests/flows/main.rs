@@ -11,6 +11,7 @@
 mod broker;
 #[path = "../common/mod.rs"]
 mod common;
+mod conversations;
 mod kafka;
 mod loki;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{AgentConfig, ConfigError, KafkaSasl, L7Flow, Plugin, config::OutputTls};
+use crate::{AgentConfig, ConfigError, FlowLogTypes, KafkaSasl, L7Flow, Plugin, config::OutputTls};
 
 /// Options that a source gave, with that source.
 pub(crate) type Explicit = BTreeMap<&'static str, String>;
@@ -200,6 +200,14 @@ pub(crate) fn combination(config: &mut AgentConfig, explicit: &Explicit, errors:
             &["netlog_metric", "netlog_log"],
             "bpf-netlog is enabled and makes neither records nor logs",
             "netlog_metric or netlog_log true, or bpf-netlog not enabled",
+        );
+    }
+    let silence = config.outputs.conversations.end_timeout;
+    if config.outputs.flow_log_types != FlowLogTypes::Flows && silence <= config.netlog.cache_active_timeout {
+        check.refuse(
+            &["flow_conversation_end_timeout", "netlog_cache_active_timeout"],
+            "flows of a conversation that goes on come less often than silence ends it",
+            "a flow_conversation_end_timeout longer than netlog_cache_active_timeout",
         );
     }
     uplink(config, &mut check);

@@ -9,8 +9,9 @@ use std::{
 };
 
 use crate::{
-    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, HostPort,
-    HttpRoute, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat, SubnetLabel, options,
+    Bytes, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, Endpoint, FileFormat, FlowFormat, FlowLogTypes,
+    HostPort, HttpRoute, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, Raw, Secret, StdoutFormat,
+    SubnetLabel, options,
 };
 
 /// All options. Build it with [`crate::ConfigBuilder`].
@@ -127,6 +128,19 @@ pub struct NetlogConfig {
     pub subnet_labels: Vec<SubnetLabel>,
 }
 
+/// How conversations of flows are followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConversationsConfig {
+    /// Time between two records of one that goes on.
+    pub heartbeat: Duration,
+    /// Silence after which one is over.
+    pub end_timeout: Duration,
+    /// The same once both ends have closed.
+    pub terminating_timeout: Duration,
+    /// So many at a time.
+    pub max: u32,
+}
+
 /// Sampling of records; at most one is set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingConfig {
@@ -220,6 +234,10 @@ pub struct OutputsConfig {
     pub stdout: StdoutFormat,
     /// Types of the fields of flows.
     pub flow_format: FlowFormat,
+    /// What is told of flows.
+    pub flow_log_types: FlowLogTypes,
+    /// Conversations of flows.
+    pub conversations: ConversationsConfig,
     /// Flows to Kafka.
     pub kafka: KafkaOptions,
     /// Flows to Loki.
@@ -485,6 +503,13 @@ impl AgentConfig {
                 file_format: FileFormat::Json,
                 stdout: StdoutFormat::Off,
                 flow_format: FlowFormat::Current,
+                flow_log_types: FlowLogTypes::Flows,
+                conversations: ConversationsConfig {
+                    heartbeat: Duration::ZERO,
+                    end_timeout: Duration::ZERO,
+                    terminating_timeout: Duration::ZERO,
+                    max: 0,
+                },
                 kafka: KafkaOptions {
                     address: Vec::new(),
                     topic: None,

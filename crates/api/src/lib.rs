@@ -36,8 +36,8 @@ mod words;
 pub use address::{DatawayUrl, Endpoint, HostPort};
 pub use builder::ConfigBuilder;
 pub use config::{
-    AgentConfig, FlowMetricsOptions, IdentityConfig, KafkaOptions, KernelConfig, KubernetesConfig, LimitsConfig,
-    LogConfig, LokiOptions, NetConfig, NetlogConfig, OutputTls, OutputsConfig, PprofConfig, QueueConfig,
+    AgentConfig, ConversationsConfig, FlowMetricsOptions, IdentityConfig, KafkaOptions, KernelConfig, KubernetesConfig,
+    LimitsConfig, LogConfig, LokiOptions, NetConfig, NetlogConfig, OutputTls, OutputsConfig, PprofConfig, QueueConfig,
     SamplingConfig, TlsConfig, TraceConfig, UplinkConfig,
 };
 pub use error::{ConfigError, ConfigErrors, EXIT_USAGE};
@@ -49,6 +49,6 @@ pub use subnet::SubnetLabel;
 pub use table::options;
 pub use value::{Bytes, Raw};
 pub use words::{
-    DatawayEncoding, FileFormat, FlowFormat, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin, StdoutFormat,
-    UnknownWord,
+    DatawayEncoding, FileFormat, FlowFormat, FlowLogTypes, KafkaCompression, KafkaSasl, L7Flow, LogFormat, Plugin,
+    StdoutFormat, UnknownWord,
 };

@@ -374,6 +374,31 @@ static OPTIONS: &[OptionSpec] = &[
         "current or seed",
         "Types of the fields of flows in Kafka and Loki. current: flags by name, interfaces as lists. seed: as the field reference \
          has them, one value each, and no field that it does not name."),
+    opt!(Outputs Value Ours "flow_log_types" "ENV_INPUT_EBPF_FLOW_LOG_TYPES" "flow-log-types" ["flows"],
+        outputs.flow_log_types = value::from_str,
+        "flows, conversations, ended-conversations or all",
+        "What is told of flows: each flow as it is; or the conversations that they are part of, as they begin, go on and end, or \
+         only as they end, with sums of both directions; or all of it. Metrics are made from flows in any case."),
+    opt!(Outputs Value Ours "flow_conversation_heartbeat" "ENV_INPUT_EBPF_FLOW_CONVERSATION_HEARTBEAT"
+        "flow-conversation-heartbeat" ["30s"],
+        outputs.conversations.heartbeat = |raw| value::duration(raw, Duration::from_secs(1), HOUR),
+        "a duration from 1s to 1h",
+        "Time between two records of a conversation that goes on."),
+    opt!(Outputs Value Ours "flow_conversation_end_timeout" "ENV_INPUT_EBPF_FLOW_CONVERSATION_END_TIMEOUT"
+        "flow-conversation-end-timeout" ["10s"],
+        outputs.conversations.end_timeout = |raw| value::duration(raw, Duration::from_secs(1), HOUR),
+        "a duration from 1s to 1h, longer than netlog_cache_active_timeout",
+        "Silence after which a conversation is over."),
+    opt!(Outputs Value Ours "flow_conversation_terminating_timeout" "ENV_INPUT_EBPF_FLOW_CONVERSATION_TERMINATING_TIMEOUT"
+        "flow-conversation-terminating-timeout" ["5s"],
+        outputs.conversations.terminating_timeout = |raw| value::duration(raw, Duration::from_secs(1), HOUR),
+        "a duration from 1s to 1h",
+        "The same for a connection of TCP that both ends closed, or one reset."),
+    opt!(Outputs Value Ours "flow_conversations_max" "ENV_INPUT_EBPF_FLOW_CONVERSATIONS_MAX" "flow-conversations-max" ["50000"],
+        outputs.conversations.max = |raw| value::integer(raw, 1, 10_000_000),
+        "a number from 1 to 10000000",
+        "Conversations that the aggregator follows at a time, some 700 bytes each. Flows of further ones are told as they are \
+         with `all`, else counted in `ebpfcollector_pipeline_conversations_untracked_flows_total`."),
     opt!(Outputs List Ours "kafka_address" "ENV_INPUT_EBPF_KAFKA_ADDRESS" "kafka-address" [""],
         outputs.kafka.address = value::brokers,
         "host:port, several with commas; together with kafka_topic",

@@ -405,6 +405,7 @@ show_by_display!(
     words::FileFormat,
     words::StdoutFormat,
     words::FlowFormat,
+    words::FlowLogTypes,
     words::KafkaCompression,
     words::KafkaSasl
 );

@@ -108,6 +108,20 @@ words! {
 }
 
 words! {
+    /// What is told of flows.
+    FlowLogTypes {
+        /// Flows as they are.
+        Flows = "flows",
+        /// Conversations as they begin, go on and end.
+        Conversations = "conversations",
+        /// Conversations as they end.
+        EndedConversations = "ended-conversations",
+        /// Flows, and conversations as they begin, go on and end.
+        All = "all",
+    }
+}
+
+words! {
     /// Compression of Kafka messages.
     KafkaCompression {
         /// None.

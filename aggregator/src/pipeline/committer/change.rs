@@ -5,13 +5,20 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::{Committer, Outlet};
-use crate::{pipeline::encode::Encoders, route::Plan, sinks::Sink};
+use crate::{
+    config::ConversationOptions,
+    pipeline::{conversations::Conversations, encode::Encoders},
+    route::Plan,
+    sinks::Sink,
+};
 
 /// The sinks from now on.
 pub(crate) struct Change {
     /// Those without an outlet keep theirs.
     pub(crate) sinks: Vec<(Arc<Sink>, Option<Outlet>)>,
     pub(crate) plan: Plan,
+    /// Whether conversations are followed, and how.
+    pub(crate) conversations: Option<ConversationOptions>,
     /// Answered when it is done.
     pub(crate) done: oneshot::Sender<()>,
 }
@@ -20,7 +27,12 @@ pub(crate) struct Change {
 
 impl Committer {
     pub(super) fn change(&mut self, change: Change) {
-        let Change { sinks, plan, done } = change;
+        let Change {
+            sinks,
+            plan,
+            conversations,
+            done,
+        } = change;
         let mut before = std::mem::take(&mut self.sinks);
         for (sink, outlet) in sinks {
             let known = before.iter().position(|(old, _)| Arc::ptr_eq(old, &sink));
@@ -46,6 +58,10 @@ impl Committer {
                 .filter(|sink| sink.slot.is_some()),
         );
         self.plan = plan;
+        match (conversations, &mut self.conversations) {
+            (Some(options), Some(followed)) => followed.set(options),
+            (options, followed) => *followed = options.map(Conversations::new),
+        }
         self.encoders = Encoders::new();
         // Whoever asked may be gone.
         let _ = done.send(());

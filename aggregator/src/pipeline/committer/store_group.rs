@@ -1,5 +1,7 @@
 //! One group of batches into one transaction, and what follows when it is stored.
 
+use records::FlowLog;
+
 use super::{Committer, Outlet, Refusal, full};
 use crate::{
     config::WhenFull,
@@ -16,12 +18,18 @@ use crate::{
 // === impl Committer ===
 
 impl Committer {
-    pub(super) fn store_group(&mut self, fresh: &[Delivery], touched: &Touched) -> Result<(), Refusal> {
-        let encoded = if fresh.is_empty() {
+    /// `flows` are what is stored of flow logs.
+    pub(super) fn store_group(
+        &mut self,
+        fresh: &[Delivery],
+        flows: &[&FlowLog],
+        touched: &Touched,
+    ) -> Result<(), Refusal> {
+        let encoded = if fresh.is_empty() && flows.is_empty() {
             Vec::new()
         } else {
             let received = i64::try_from(self.clock.unix_seconds()).unwrap_or(i64::MAX);
-            self.encoders.encode(&self.plan, fresh, received)
+            self.encoders.encode(&self.plan, fresh, flows, received)
         };
         let mut puts: Vec<(usize, u32, u64, BodyMeta, &[u8])> = Vec::new();
         let mut dropped: Vec<(usize, &'static str, u64)> = Vec::new();

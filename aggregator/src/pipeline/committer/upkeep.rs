@@ -65,7 +65,7 @@ impl Committer {
             self.upkeep.disk_was_full = false;
         }
         if self.upkeep.disk_was_full && !self.upkeep.removals.is_empty() {
-            let _ = self.store_group(&[], &Touched::default());
+            let _ = self.store_group(&[], &[], &Touched::default());
         }
     }
 

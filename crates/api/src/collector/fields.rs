@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{BUILT_FEATURES, DATAWAY_TOKEN_FILE, EbpfCollectorSpec, policy};
 use crate::{
     AgentConfig, ConfigBuilder, ConfigError, ConfigErrors, DatawayEncoding, DatawayUrl, FileFormat, FlowFormat,
-    KafkaCompression, LogFormat, Raw, StdoutFormat, builder::without_token,
+    FlowLogTypes, KafkaCompression, LogFormat, Raw, StdoutFormat, builder::without_token,
 };
 
 /// The value of an option, as a field of the object gives it.
@@ -179,6 +179,12 @@ static FIELDS: &[Field] = &[
     }),
     field!(Aggregator "kafka_tls_insecure" "outputs.kafka.tls.insecureSkipVerify" outputs.kafka.tls.insecure_skip_verify),
     field!(Aggregator "flow_format" "outputs.flowFormat" outputs.flow_format),
+    field!(Aggregator "flow_log_types" "outputs.flowLogTypes" outputs.flow_log_types),
+    field!(Aggregator "flow_conversation_heartbeat" "outputs.conversations.heartbeat" outputs.conversations.heartbeat),
+    field!(Aggregator "flow_conversation_end_timeout" "outputs.conversations.endTimeout" outputs.conversations.end_timeout),
+    field!(Aggregator "flow_conversation_terminating_timeout" "outputs.conversations.terminatingTimeout"
+        outputs.conversations.terminating_timeout),
+    field!(Aggregator "flow_conversations_max" "outputs.conversations.max" outputs.conversations.max),
     field!(Aggregator "loki_url" "outputs.loki.url" outputs.loki.url),
     field!(Aggregator "loki_tenant" "outputs.loki.tenant" outputs.loki.tenant),
     field!(Aggregator "loki_timeout" "outputs.loki.writeTimeout" outputs.loki.write_timeout),
@@ -240,6 +246,7 @@ text!(
     FileFormat,
     StdoutFormat,
     FlowFormat,
+    FlowLogTypes,
     KafkaCompression
 );
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{cel, object::object};
-use crate::{DatawayEncoding, FileFormat, FlowFormat, KafkaCompression, StdoutFormat};
+use crate::{DatawayEncoding, FileFormat, FlowFormat, FlowLogTypes, KafkaCompression, StdoutFormat};
 
 object! {
     /// DataWay servers; each gets every record.
@@ -46,6 +46,11 @@ object! {
         /// Types of the fields of flows in Kafka and Loki.
         #[schemars(extend("default" = "current"))]
         flow_format: FlowFormat,
+        /// What is told of flows: each as it is, or the conversations that they are part of, or both.
+        #[schemars(extend("default" = "flows"))]
+        flow_log_types: FlowLogTypes,
+        /// How conversations of flows are followed.
+        conversations: ConversationsSpec,
         /// Flows in the NetObserv format to a Kafka topic.
         kafka: KafkaOutput,
         /// Flows in the NetObserv format to Loki.
@@ -54,6 +59,22 @@ object! {
         prometheus: PrometheusOutput,
         /// Flows as OpenTelemetry logs and metrics.
         otlp: OtlpOutput,
+    }
+
+    /// How conversations of flows are followed.
+    ConversationsSpec {
+        /// Time between two records of a conversation that goes on, from 1s to 1h.
+        #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "30s", "x-kubernetes-validations" = cel::duration_rules("1s", "1h")))]
+        heartbeat: String,
+        /// Silence after which a conversation is over, from 1s to 1h; longer than the time that packets of a flow are summed up.
+        #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "10s", "x-kubernetes-validations" = cel::duration_rules("1s", "1h")))]
+        end_timeout: String,
+        /// The same for a connection of TCP that both ends closed, or one reset.
+        #[schemars(length(max = 32), regex(pattern = cel::DURATION), extend("default" = "5s", "x-kubernetes-validations" = cel::duration_rules("1s", "1h")))]
+        terminating_timeout: String,
+        /// Conversations followed at a time.
+        #[schemars(range(min = 1, max = 10_000_000), extend("default" = 50_000))]
+        max: u32,
     }
 
     /// A file in the aggregator's pod.
