@@ -17,7 +17,7 @@ use std::{
 
 use records::{
     FlowLog, Str,
-    flowlog::{FlowConversation, FlowL4, FlowRecordType, FlowTotals},
+    flowlog::{FlowConversation, FlowDirection, FlowL4, FlowRecordType, FlowTotals},
 };
 
 use super::Delivery;
@@ -29,6 +29,7 @@ const LOOK_MS: u64 = 1000;
 const FIN: u16 = 0x01 | 0x200;
 const RST: u16 = 0x04 | 0x400;
 const SYN: u16 = 0x02;
+const SYN_ACK: u16 = 0x100;
 
 /// Both ends, the smaller first, and the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +40,7 @@ struct Key {
 
 #[derive(Clone, Debug)]
 struct Conversation {
-    /// Its first flow. The source of that is A; names and places are as it says.
+    /// Its first flow, towards who was called if that can be told. The source is A; names and places are as it says.
     first: Arc<FlowLog>,
     /// Node whose flows are summed.
     reporter: Str,
@@ -223,7 +224,7 @@ impl Conversations {
 impl Conversation {
     fn new(now_ms: u64, node: &Str, flow: &FlowLog) -> Self {
         Self {
-            first: Arc::new(flow.clone()),
+            first: Arc::new(if has(flow, SYN_ACK) { turned(flow) } else { flow.clone() }),
             reporter: node.clone(),
             reported_at: now_ms,
             seen_at: now_ms,
@@ -295,6 +296,23 @@ impl Conversation {
         });
         record
     }
+}
+
+/// The ends the other way round: who answers a call was called.
+fn turned(flow: &FlowLog) -> FlowLog {
+    let mut turned = flow.clone();
+    std::mem::swap(&mut turned.src, &mut turned.dst);
+    std::mem::swap(&mut turned.src_k8s, &mut turned.dst_k8s);
+    std::mem::swap(&mut turned.src_subnet_label, &mut turned.dst_subnet_label);
+    if let FlowL4::Ports { src, dst } = &mut turned.l4 {
+        std::mem::swap(src, dst);
+    }
+    turned.direction = flow.direction.map(|direction| match direction {
+        FlowDirection::Ingress => FlowDirection::Egress,
+        FlowDirection::Egress => FlowDirection::Ingress,
+        FlowDirection::Inner => FlowDirection::Inner,
+    });
+    turned
 }
 
 fn has(flow: &FlowLog, flags: u16) -> bool {

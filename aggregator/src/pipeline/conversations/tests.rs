@@ -67,21 +67,22 @@ fn both_directions_are_one_conversation() {
     assert_eq!(
         kinds(&told),
         [
-            ("newConnection", 7, 0, true),
+            ("newConnection", 0, 7, true),
             ("flowLog", 0, 0, false),
             ("flowLog", 0, 0, false)
         ]
     );
     let ids: Vec<u64> = told.iter().map(|record| record.conversation.unwrap().id).collect();
     assert!(ids.iter().all(|id| *id == ids[0]));
-    // A is who was first seen to send. Records of conversations have no flags or addresses of hardware.
-    assert_eq!((told[0].src, told[0].flags, told[0].bytes), (told[1].src, None, 7));
+    // A is who called, though the answer came first. Records of conversations have no flags or addresses of hardware.
+    assert_eq!((told[0].src, told[0].flags, told[0].bytes), (told[1].dst, None, 7));
+    assert_eq!(told[0].l4, FlowL4::Ports { src: 1000, dst: 80 });
     assert_eq!((told[2].bytes, told[2].flags), (5, Some(0x10)));
     let other = all.tell(0, &from("n", vec![flow(A, "10.0.0.2:81", 1, 0)]));
     assert_ne!(other[0].conversation.unwrap().id, ids[0]);
     let later = all.tell(10 * SECOND, &[]);
     assert_eq!(later.len(), 2);
-    assert!(kinds(&later).contains(&("endConnection", 7, 5, false)));
+    assert!(kinds(&later).contains(&("endConnection", 5, 7, false)));
     assert_eq!(all.len(), 0);
 }
 
@@ -139,7 +140,7 @@ fn ports_that_are_used_again_are_another_conversation() {
         (flow.start_unix_ms, flow.end_unix_ms) = (start, start + 10);
         flow
     };
-    let whole = |start: i64| vec![at(start, flow(A, B, 1, 0x103)), at(start + 5, flow(B, A, 2, 0x201))];
+    let whole = |start: i64| vec![at(start, flow(A, B, 1, 0x03)), at(start + 5, flow(B, A, 2, 0x201))];
     let mut told = all.tell(0, &from("n", whole(1000)));
     // The rest of the old one is not a new one.
     told.extend(all.tell(SECOND, &from("n", vec![at(1012, flow(A, B, 4, 0x10))])));
