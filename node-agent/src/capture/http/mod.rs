@@ -63,11 +63,6 @@ pub const HTTPFLOW: &str = http::HTTP;
 
 /// Longest time an event waits in the ring below its wake-up mark.
 const POLL: Duration = Duration::from_millis(200);
-/// The same after a turn of [`MANY`] events and more: those of a busy machine are taken in small portions, as who answers a
-/// request waits for the processor meanwhile.
-const POLL_BUSY: Duration = Duration::from_millis(20);
-/// Events per turn of a machine that is busy.
-const MANY: u64 = 256;
 /// Time given to the uplink to make room at the last end.
 const PATIENCE_AT_STOP: Duration = Duration::from_secs(5);
 /// Rows handed on in one batch.
@@ -234,12 +229,10 @@ impl<S: Source> Beside for Capture<S> {
     fn run(mut self, out: &mpsc::Sender<RecordBatch>, orders: &watch::Receiver<Orders>) {
         let mut flushed = Instant::now();
         let (mut due, mut look_again) = (None, None);
-        let mut poll = POLL;
         while let Orders::Collect { interval } = Orders::now(orders) {
-            self.source.wait(poll);
+            self.source.wait(POLL);
             self.follow_switches();
-            let taken = self.read_events();
-            poll = if taken < MANY { POLL } else { POLL_BUSY };
+            self.read_events();
             self.take_turn();
             let now = Instant::now();
             if now >= flushed + interval {
@@ -260,7 +253,7 @@ impl<S: Source> Beside for Capture<S> {
         }
         self.source.detach();
         wait_for_running_programs();
-        while self.read_events() >= TURN {}
+        while self.read_events() {}
         self.end_interval(Duration::ZERO);
         let deadline = Instant::now() + PATIENCE_AT_STOP;
         while !self.flush(Which::All, out) {
@@ -336,8 +329,8 @@ impl<S: Source> Capture<S> {
         }
     }
 
-    /// Takes what the ring holds, up to [`TURN`]; tells how many events it took.
-    fn read_events(&mut self) -> u64 {
+    /// Takes what the ring holds, up to a turn's worth; true if there may be more.
+    fn read_events(&mut self) -> bool {
         self.rows.grow_older();
         // What is known of translations is then at least as new as what is read.
         self.rows.ends().catch_up();
@@ -369,7 +362,7 @@ impl<S: Source> Capture<S> {
                 );
             }
         }
-        arrived + unknown
+        arrived + unknown >= TURN
     }
 
     fn end_interval(&mut self, interval: Duration) {
