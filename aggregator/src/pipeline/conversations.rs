@@ -138,10 +138,10 @@ impl Conversations {
         // What found no room in an agent's table has no ends.
         let nowhere = flow.src.is_unspecified() && flow.dst.is_unspecified();
         let key = key(flow);
-        let again = self
-            .known
-            .get(&key)
-            .is_some_and(|known| known.is_over() && has(flow, SYN) && flow.start_unix_ms > known.end_unix_ms);
+        // Times are compared within one node: clocks of several differ by more than a connection may take.
+        let again = self.known.get(&key).is_some_and(|known| {
+            known.is_over() && known.reporter == *node && has(flow, SYN) && flow.start_unix_ms > known.end_unix_ms
+        });
         if again {
             // The same ports, another connection.
             self.end(&key, out);

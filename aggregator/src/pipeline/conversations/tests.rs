@@ -159,6 +159,25 @@ fn ports_that_are_used_again_are_another_conversation() {
 }
 
 #[test]
+fn a_clock_that_is_ahead_makes_no_second_conversation() {
+    let mut all = Conversations::new(options(FlowRecords::Conversations));
+    let whole = |start: i64| {
+        let mut flows = vec![flow(A, B, 1, 0x03), flow(B, A, 2, 0x200)];
+        for flow in &mut flows {
+            (flow.start_unix_ms, flow.end_unix_ms) = (start, start + 3);
+        }
+        flows
+    };
+    let mut told = all.tell(0, &from("one", whole(1000)));
+    told.extend(all.tell(100, &from("two", whole(1020))));
+    told.extend(all.tell(60 * SECOND, &[]));
+    assert_eq!(
+        kinds(&told),
+        [("newConnection", 1, 0, true), ("endConnection", 1, 2, false)]
+    );
+}
+
+#[test]
 fn of_two_nodes_one_is_summed() {
     let mut all = Conversations::new(options(FlowRecords::EndedConversations));
     for second in 0..20 {
